@@ -1,0 +1,359 @@
+"""What a plugin author implements, without torch.
+
+A component is one frozen Config class of one kind. It answers every question that needs no weights (which grids a
+file can give, how many tokens come out, what the preset's sizes are) and builds the `torch.nn.Module` for the rest;
+the modules' side of the contract is in `omnikit.protocols`. Nothing here imports torch: `build` and `pretrained`
+import late, so that recipes are checked and listed in a fraction of a second.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+
+import pluggy
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from omnikit.protocols import BackboneModule, EncoderModule, ProjectorModule
+
+__all__ = [
+    "BackboneConfig",
+    "Chat",
+    "Component",
+    "EncoderConfig",
+    "Grid",
+    "Input",
+    "Item",
+    "Medium",
+    "Mel",
+    "Pixels",
+    "ProjectorConfig",
+    "ReaderConfig",
+    "RecipePath",
+    "Sample",
+    "SourceConfig",
+    "Turn",
+    "Weights",
+    "count",
+    "hookimpl",
+    "hookspec",
+    "tensors_in",
+    "to_pixels",
+]
+
+hookspec = pluggy.HookspecMarker("omnikit")
+hookimpl = pluggy.HookimplMarker("omnikit")
+
+Grid = tuple[int, int, int]
+"""Features of one item as (t, h, w): audio (t, 1, 1), an image of V views (V, 27, 27)."""
+
+
+def count(grid: Grid) -> int:
+    """The number of features (or, after `shrink`, of tokens) that a grid holds."""
+    t, h, w = grid
+    return t * h * w
+
+
+class Item(NamedTuple):
+    """One prepared medium: the encoder's input, and the grid of features that the encoder makes of it."""
+
+    value: Any
+    grid: Grid
+
+
+class Medium(NamedTuple):
+    """One medium of a sample: a path or the file's bytes, and the seconds of it that are meant."""
+
+    source: str | bytes
+    start: float | None = None
+    end: float | None = None
+
+    def __str__(self) -> str:
+        name = f"<{len(self.source)} bytes>" if isinstance(self.source, bytes) else self.source
+        return name if self.start is None and self.end is None else f"{name}[{self.start}:{self.end}]"
+
+
+class Turn(NamedTuple):
+    """What one speaker says: texts and media in order, each a pair (modality or "text", text or Medium)."""
+
+    role: str
+    content: tuple[tuple[str, "str | Medium"], ...]
+
+
+class Sample(NamedTuple):
+    """One training or test example. `kind` names what it asks; reports group by it."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    kind: str = ""
+
+
+# ---------------------------------------------------------------------------------------------------- what encoders eat
+
+
+class Input(BaseModel):
+    """What an encoder eats and how that maps to features. A plugin for a new modality defines its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Pixels(Input):
+    """Square RGB views of `size` pixels, normalised by mean and std, cut into `patch` x `patch` patches.
+
+    Item values are float32 arrays (views, 3, size, size); grids are (views, side, side).
+    """
+
+    size: int
+    patch: int
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @property
+    def side(self) -> int:
+        """Patches along one side of a view; a rest smaller than a patch is not seen (384 / 14 gives 27)."""
+        return self.size // self.patch
+
+
+class Mel(Input):
+    """Log-mel frames of mono sound at `rate` Hz: `bins` bands every `hop` samples, in windows of at most `window` s.
+
+    Item values are float32 arrays (bins, frames); grids are (features, 1, 1) and count real sound only. The encoder
+    makes one feature of `stride` frames: a window of L frames gives floor((L - 1) / stride) + 1. `padded` says that the
+    waveform is filled with silence to whole windows before the mel, as Whisper was trained.
+    """
+
+    rate: int = 16000
+    bins: int = 80
+    n_fft: int = 400
+    hop: int = 160
+    stride: int = 2
+    window: float = 30.0
+    padded: bool = True
+
+    @property
+    def window_frames(self) -> int:
+        """Frames of a full window."""
+        return int(self.window * self.rate) // self.hop
+
+    def features(self, frames: int) -> int:
+        """Features that the encoder makes of `frames` frames, each window counted by itself."""
+        full, rest = divmod(frames, self.window_frames)
+        per_window = (self.window_frames - 1) // self.stride + 1
+        return full * per_window + ((rest - 1) // self.stride + 1 if rest else 0)
+
+
+# ------------------------------------------------------------------------------------------------------- the five kinds
+
+
+class Located(Protocol):
+    """A scalar of a recipe file that remembers the folder it was read from."""
+
+    folder: Path
+
+
+def _resolve(value: object) -> object:
+    folder = getattr(value, "folder", None)
+    return str(Path(folder, str(value)).absolute()) if isinstance(value, str) and folder else value
+
+
+RecipePath = Annotated[str, BeforeValidator(_resolve)]
+"""A path in a recipe: relative to the file that it is written in, absolute once the recipe is loaded."""
+
+
+def _resolve_folder(value: object) -> object:
+    path = _resolve(value)
+    is_path = isinstance(value, str) and (value.startswith(("./", "../", "/")) or Path(str(path)).is_dir())
+    return path if is_path else value
+
+
+Weights = Annotated[str, BeforeValidator(_resolve_folder)]
+"""A Hugging Face folder (where one is at that path, or it starts with ./ ../ or /), else a hub id[@revision]."""
+
+
+class Component(BaseModel):
+    """The base of the five kinds. A concrete class sets `type`, the name it has in recipes.
+
+    A field `preset` (declare it, with a default of None) names an entry of `presets`, a mapping of mappings that the
+    plugin ships as data: the entry's values fill every field that the recipe leaves out. So a dumped Config holds all
+    its sizes and reloads to the same thing, whatever a later version of the preset says.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    kind: ClassVar[Literal["reader", "encoder", "projector", "backbone", "source"]]
+    type: ClassVar[str]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, data: Any) -> Any:  # noqa: ANN401  (pydantic hands over whatever the YAML held)
+        if not isinstance(data, Mapping) or data.get("preset") is None or "preset" not in cls.model_fields:
+            return data
+        name = data["preset"]
+        if not isinstance(name, str) or name not in cls.presets:
+            raise ValueError(f"{cls.type} has no preset {name!r}; presets: {', '.join(cls.presets) or 'none'}")
+        return {**cls.presets[name], **data}
+
+    @model_serializer(mode="wrap")
+    def _dump_with_type(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # pydantic dumps the fields of the declared base and drops the class: a recipe could not be reloaded.
+        return {"type": type(self).type, **handler(self)}
+
+
+class ReaderConfig(Component):
+    """Turns a medium into an Item, on the CPU, always the same one for the same medium and grid."""
+
+    kind: ClassVar[Any] = "reader"
+    makes: ClassVar[type[Input]]
+    """The Input class it makes; the recipe refuses an encoder that eats another."""
+
+    def sizes(self, input: Any) -> dict[str, Grid]:  # noqa: ANN401  (an instance of `makes`)
+        """Grids worth knowing by name, for tables: {"tile": (1, 27, 27), "largest image": (10, 27, 27)}."""
+        raise NotImplementedError
+
+    def grids(self, medium: Medium, input: Any) -> list[Grid]:  # noqa: ANN401
+        """The grids that `read` can give for this medium, largest first, from the file's header alone."""
+        raise NotImplementedError
+
+    def read(self, medium: Medium, input: Any, grid: Grid) -> Item:  # noqa: ANN401
+        """The medium as an Item of exactly this grid. A medium that cannot be read is a ValueError."""
+        raise NotImplementedError
+
+
+class EncoderConfig(Component):
+    """A tower that makes features of Items. `weights` names a folder or hub id to start from; None means random."""
+
+    kind: ClassVar[Any] = "encoder"
+    weights: Weights | None = None
+
+    @property
+    def input(self) -> Input:
+        """What the encoder eats."""
+        raise NotImplementedError
+
+    def example(self) -> Item:
+        """A small valid Item of silence or grey: run where a batch lacks the modality, and as the blind control."""
+        raise NotImplementedError
+
+    def build(self) -> "EncoderModule":
+        """The module, with random weights. Touches neither network nor disk."""
+        raise NotImplementedError
+
+    def pretrained(self) -> "Iterator[tuple[str, torch.Tensor]]":
+        """(name as in `build().state_dict()`, tensor) pairs of `weights`."""
+        raise NotImplementedError
+
+
+class ProjectorConfig(Component):
+    """Maps an encoder's features to tokens of the backbone's width."""
+
+    kind: ClassVar[Any] = "projector"
+
+    def shrink(self, grid: Grid) -> Grid:
+        """The grid of tokens that a grid of features becomes; tokens = product, always."""
+        raise NotImplementedError
+
+    def build(self, d_in: int, d_out: int) -> "ProjectorModule":
+        """The module from feature width `d_in` to backbone width `d_out`."""
+        raise NotImplementedError
+
+
+class Chat(BaseModel):
+    """How turns become text, as data. Special tokens stand in these strings only, never in a sample's content.
+
+    `prefix` and `suffix` surround each role's content; `stop` is the special token that ends an assistant turn and
+    is learned with it; `system` opens a conversation that has no system turn of its own; `begin` and `end` surround
+    the media of a modality with ordinary text, so that no vocabulary is resized.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prefix: dict[str, str]
+    suffix: dict[str, str]
+    stop: str
+    system: str | None = None
+    begin: dict[str, str] = Field(default_factory=dict)
+    end: dict[str, str] = Field(default_factory=dict)
+
+
+class BackboneConfig(Component):
+    """The decoder-only language model, with its tokenizer and chat format."""
+
+    kind: ClassVar[Any] = "backbone"
+    weights: Weights | None = None
+    chat: Chat
+
+    def tokenizer(self) -> Any:  # noqa: ANN401  (tokenizers ships no types)
+        """The `tokenizers.Tokenizer`; reads the tokenizer's file where it has one."""
+        raise NotImplementedError
+
+    def build(self) -> "BackboneModule":
+        """The module, with random weights. Touches neither network nor disk."""
+        raise NotImplementedError
+
+    def pretrained(self) -> "Iterator[tuple[str, torch.Tensor]]":
+        """(name as in `build().state_dict()`, tensor) pairs of `weights`."""
+        raise NotImplementedError
+
+
+class SourceConfig(Component):
+    """A data set: a sequence of samples."""
+
+    kind: ClassVar[Any] = "source"
+    modalities: tuple[str, ...] = ()
+    """The modalities that its samples may hold besides text, declared so that a recipe is checked without its data."""
+
+    def missing(self) -> str | None:
+        """What is not there yet (a path), or None when `open` can be called."""
+        return None
+
+    def open(self) -> "Sequence[Sample]":
+        """The samples, by index. Parsing a broken record is a ValueError that names where it stands."""
+        raise NotImplementedError
+
+
+def tensors_in(weights: str) -> "Iterator[tuple[str, torch.Tensor]]":
+    """(name, memory-mapped tensor) pairs of every safetensors file of a folder or hub id[@revision]."""
+    from safetensors import safe_open
+
+    folder = Path(weights)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        name, _, revision = weights.partition("@")
+        try:
+            found = snapshot_download(name, revision=revision or None, allow_patterns=["*.safetensors", "*.json"])
+        except (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+            raise ValueError(
+                f"weights: {weights} is neither a folder here nor a hub id that can be reached "
+                f"({type(error).__name__}); give the path of a Hugging Face folder, or connect to the hub"
+            ) from error
+        folder = Path(found)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"weights: {weights} holds no .safetensors file; convert it first (no pickle is loaded)")
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
+                yield name, tensors.get_tensor(name)
+
+
+def to_pixels(views: "np.ndarray", input: Pixels) -> "np.ndarray":
+    """Float32 (views, 3, size, size) from uint8 (views, size, size, 3), normalised as `input` says."""
+    import numpy as np
+
+    scaled = (views.astype(np.float32) / 255.0 - np.float32(input.mean)) / np.float32(input.std)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
