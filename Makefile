@@ -1,0 +1,37 @@
+# Two commands matter: `make train` and `make test`. Each sets up what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test install lint fix schema clean
+
+train: install  ## make the sample data, train recipes/tiny_omni.yaml through every stage, write the report
+	$(BIN)/omnikit data sample data/sample
+	$(BIN)/omnikit train recipes/tiny_omni.yaml --out runs/tiny_omni
+
+test: install  ## run the tests, offline
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+install: .venv/installed  ## make .venv with omnikit, its plugins and its tools
+
+.venv/installed: pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "omnikit needs Python 3.11 or newer; run make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "setuptools>=77" \
+	  --editable ".[speech,dev]" $(foreach plugin,$(wildcard plugins/*),--editable $(plugin))
+	touch $@
+
+lint: install  ## style, types, and the import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: install  ## mend what the linter can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schema: install  ## write the recipes' JSON schema anew
+	$(BIN)/omnikit show --schema > recipes/omnikit.schema.json
+
+clean:
+	rm -rf .venv runs data/sample

@@ -1,0 +1,203 @@
+"""What a run leaves on disk.
+
+    runs/NAME/recipe.yaml            the resolved recipe
+             lock.json               versions and hashes
+             metrics.jsonl           one line a step
+             STAGE/step-000200/      safetensors, state.json, and last of all COMMIT with a sha256 per file
+
+A folder without COMMIT does not count. Everything is safetensors or JSON; nothing here can carry code. A kill at any
+moment leaves the last committed step; the next start sweeps what was half-written.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+COMMIT = "COMMIT"
+STATE = "state.json"
+
+
+class Checkpoint(NamedTuple):
+    """One committed step of a stage."""
+
+    stage: str
+    step: int
+    folder: Path
+
+    def state(self) -> dict[str, Any]:
+        """The JSON that was saved with the tensors."""
+        return json.loads((self.folder / STATE).read_text(encoding="utf-8"))
+
+    def hash(self) -> str:
+        """Identifies the content: the hash of the file that holds every file's hash."""
+        return _sha256(self.folder / COMMIT)
+
+
+def flat_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The model's tensors, one name a storage, and the names left out with the name that they share."""
+    tensors: dict[str, Tensor] = {}
+    ties: dict[str, str] = {}
+    seen: dict[int, str] = {}
+    for name, tensor in model.state_dict().items():
+        first = seen.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
+        if first == name:
+            tensors[name] = tensor
+        else:
+            ties[name] = first
+    return tensors, ties
+
+
+def save(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write and commit one checkpoint folder. Whatever was there uncommitted is removed first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with _single_process():
+        dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder)), no_dist=True)
+    write_atomically(folder / STATE, json.dumps(state, indent=1) + "\n")
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    for path in files:
+        if path.suffix == ".safetensors":
+            # The writer has been seen to put other things into files of this name and to report success.
+            with safe_open(path, framework="pt") as opened:
+                opened.keys()
+        _sync(path)
+    hashes = {path.name: _sha256(path) for path in files}
+    write_atomically(folder / COMMIT, json.dumps(hashes, indent=1) + "\n")
+
+
+def load_into(folder: Path, tensors: Mapping[str, Tensor]) -> set[str]:
+    """Fill those of `tensors` that the folder holds, in place; the names filled. Other shapes are a ValueError."""
+    stored = names_in(folder)
+    wanted = {name: tensor for name, tensor in tensors.items() if name in stored}
+    if wanted:
+        with _single_process():
+            dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    return set(wanted)
+
+
+def names_in(folder: Path) -> set[str]:
+    """The names of the tensors in a checkpoint folder."""
+    found: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as opened:
+            found.update(opened.keys())
+    return found
+
+
+def verify(folder: Path) -> str | None:
+    """None when every file is what COMMIT says, else what is wrong."""
+    try:
+        hashes = json.loads((folder / COMMIT).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        return f"{folder / COMMIT}: cannot be read ({error})"
+    for name, expected in hashes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path}: is missing"
+        if _sha256(path) != expected:
+            return f"{path}: has changed since it was saved"
+    return None
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def committed(self, stage: str) -> list[Checkpoint]:
+        """The committed steps of a stage, oldest first."""
+        found = []
+        for folder in (self.path / stage).glob("step-*"):
+            number = re.fullmatch(r"step-(\d+)", folder.name)
+            if number and (folder / COMMIT).is_file():
+                found.append(Checkpoint(stage, int(number[1]), folder))
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+    def latest(self, stage: str) -> Checkpoint | None:
+        """The newest committed step of a stage that is what it was when saved."""
+        for checkpoint in reversed(self.committed(stage)):
+            fault = verify(checkpoint.folder)
+            if fault is None:
+                return checkpoint
+            warnings.warn(f"{fault}; the checkpoint before it is used", stacklevel=2)
+        return None
+
+    def save(self, stage: str, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int) -> None:
+        """Commit a step, then remove all but the newest `keep` of the stage."""
+        save(self.path / stage / f"step-{step:06d}", tensors, state)
+        for old in self.committed(stage)[:-keep]:
+            # COMMIT goes first: a kill in between leaves a folder that does not count, never one that is half there.
+            (old.folder / COMMIT).unlink()
+            shutil.rmtree(old.folder)
+
+    def sweep(self, stages: Iterable[str]) -> None:
+        """Remove what a kill left half-written."""
+        for stage in stages:
+            for folder in (self.path / stage).glob("step-*"):
+                if not (folder / COMMIT).is_file():
+                    shutil.rmtree(folder)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl. A last line that a kill cut short is left out."""
+        path = self.path / "metrics.jsonl"
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+
+    def forget_after(self, stage: str, step: int) -> None:
+        """Drop the metrics of steps that will be run again."""
+        path = self.path / "metrics.jsonl"
+        if path.is_file():
+            kept = [line for line in self.metrics() if not (line["stage"] == stage and line["step"] > step)]
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that either the old or the whole new one is there."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    _sync(temporary)
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _single_process(warnings.catch_warnings):
+    """Without a process group the checkpoint library warns that it assumes one process; that is what is meant."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+

@@ -1,0 +1,141 @@
+"""What step k of a stage consists of, and its batches.
+
+The stage's data is one endless sequence of samples, shuffled and mixed by grain as a pure function of (seed, stage,
+position). It is cut into windows of WINDOW samples; the samples of a window are packed into rows of T positions; the
+stage is the windows' packs one after another, and step k takes the next P of them. So a data position is (window,
+offset), whatever reads it, and resuming plans one window.
+"""
+
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from omnikit.component import Sample
+from omnikit.packing import Batch, Pack, collate, pack, read_items
+from omnikit.recipe import Recipe, Stage
+from omnikit.sample import Branch, Layouter
+
+WINDOW = 512
+"""Samples planned at a time: enough for full packs, few enough that planning never stalls a run."""
+AHEAD = 3
+"""Steps that are read while one is computed."""
+
+
+class Position(NamedTuple):
+    """Where a stage's data stands: the next pack is number `offset` of window `window`."""
+
+    window: int = 0
+    offset: int = 0
+
+
+class Step(NamedTuple):
+    """The micro-batches of one step, the samples in them, and the position after it."""
+
+    batches: list[Batch]
+    sample_ids: list[str]
+    after: Position
+
+
+def layouter_of(recipe: Recipe) -> Layouter:
+    """The layouter of a recipe's backbone and modalities."""
+    return Layouter(recipe.backbone.chat, recipe.backbone.tokenizer(), branches_of(recipe))
+
+
+def branches_of(recipe: Recipe) -> dict[str, Branch]:
+    """What the layout needs of each modality."""
+    return {
+        name: Branch(modality.reader, recipe.encoders[modality.encoder].input, modality.projector)
+        for name, modality in recipe.modalities.items()
+    }
+
+
+def seed_of(*parts: object) -> int:
+    """A 32-bit seed from anything printable; the same on every machine."""
+    return zlib.crc32("/".join(str(part) for part in parts).encode())
+
+
+class StageData:
+    """The data of one stage."""
+
+    def __init__(self, recipe: Recipe, name: str, layouter: Layouter) -> None:
+        self.stage: Stage = recipe.stages[name]
+        self.layouter = layouter
+        self.seed = seed_of(recipe.run.seed, name)
+        self.sources: dict[str, Sequence[Sample]] = {key: recipe.data[key].open() for key in self.stage.data}
+        self.mixture = _mixture(
+            {key: len(source) for key, source in self.sources.items()},
+            {key: use.share for key, use in self.stage.data.items()},
+            self.seed,
+        )
+
+    def plan(self, window: int) -> list[Pack]:
+        """The packs of a window, in the order they are used."""
+        layouts = [self._layout(position) for position in range(window * WINDOW, (window + 1) * WINDOW)]
+        packs = pack([len(layout.ids) for layout in layouts], self.stage.batch.length)
+        # Packing puts long samples first; steps should not.
+        order = np.random.default_rng([self.seed, window]).permutation(len(packs))
+        return [tuple(layouts[i] for i in packs[number]) for number in order]
+
+    def _layout(self, position: int):  # noqa: ANN202
+        key, index = self.mixture(position)
+        layout = self.layouter(self.sources[key][index], self.stage.data[key].rename)
+        if len(layout.ids) > self.stage.batch.length:
+            raise ValueError(
+                f"sample {layout.id}: has {len(layout.ids)} tokens, more than a pack of {self.stage.batch.length}; "
+                "raise the stage's batch.length, or let its readers give fewer views or frames"
+            )
+        return layout
+
+    def packs(self, start: Position) -> Iterator[tuple[Pack, Position]]:
+        """Packs from a position on, each with the position after it."""
+        window, offset = start
+        while True:
+            packs = self.plan(window)
+            for number in range(offset, len(packs)):
+                last = number == len(packs) - 1
+                yield packs[number], Position(window + 1, 0) if last else Position(window, number + 1)
+            window, offset = window + 1, 0
+
+    def steps(self, start: Position) -> Iterator[Step]:
+        """Steps from a position on, their media read ahead in threads (decoding releases the interpreter's lock)."""
+        size, micro, length = self.stage.batch.packs, self.stage.batch.micro, self.stage.batch.length
+        stream = self.packs(start)
+
+        def read(packs: Sequence[Pack]) -> Batch:
+            items = [item for one in packs for item in read_items(one, self.layouter.branches)]
+            return collate(packs, items, length)
+
+        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="read") as pool:
+            waiting: deque[tuple[list[Future[Batch]], list[str], Position]] = deque()
+            try:
+                while True:
+                    while len(waiting) < AHEAD:
+                        taken = [next(stream) for _ in range(size)]
+                        packs = [one for one, _ in taken]
+                        futures = [pool.submit(read, packs[i : i + micro]) for i in range(0, size, micro)]
+                        ids = [layout.id for one in packs for layout in one]
+                        waiting.append((futures, ids, taken[-1][1]))
+                    futures, ids, after = waiting.popleft()
+                    yield Step([future.result() for future in futures], ids, after)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _mixture(
+    lengths: Mapping[str, int], shares: Mapping[str, float], seed: int
+) -> Callable[[int], tuple[str, int]]:
+    """position -> (source, index). Each source is reshuffled every epoch; shares are of samples."""
+    names = list(lengths)
+    ranges = [
+        grain.MapDataset.source([(name, index) for index in range(lengths[name])])
+        .shuffle(seed=seed_of(seed, name))
+        .repeat(None)
+        for name in names
+    ]
+    mixed = ranges[0] if len(ranges) == 1 else grain.MapDataset.mix(ranges, weights=[shares[n] for n in names])
+    return mixed.__getitem__

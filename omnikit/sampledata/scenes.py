@@ -1,0 +1,205 @@
+"""What a picture or clip shows, sampled; what is true of it; and how it is told in words.
+
+Nothing here draws: the same scenes become pixels in `pictures` and `clips`, and text in `plan`.
+"""
+
+from random import Random
+from typing import NamedTuple
+
+from .words import COLOURS, HEIGHTS, HELDOUT_PAIRS, NUMBERS, SHAPES, SIDES, SIZES, WAYS
+
+START = {"left": "right", "right": "left", "up": "bottom", "down": "top"}
+"""Where a figure starts that moves this way."""
+GOAL = {"left": "left", "right": "right", "up": "top", "down": "bottom"}
+"""Where it arrives."""
+
+
+class Figure(NamedTuple):
+    """A coloured shape."""
+
+    colour: str
+    shape: str
+
+    @property
+    def told(self) -> str:
+        """The figure in words."""
+        return f"a {self.colour} {self.shape}"
+
+    @property
+    def heldout(self) -> bool:
+        """Whether this combination is kept out of training."""
+        return (self.colour, self.shape) in HELDOUT_PAIRS
+
+
+class Placed(NamedTuple):
+    """A figure in one quarter of a picture."""
+
+    figure: Figure
+    size: str
+    height: str
+    side: str
+
+    @property
+    def told(self) -> str:
+        """The figure, its size and place in words."""
+        return f"a {self.size} {self.figure.colour} {self.figure.shape} at the {self.height} {self.side}"
+
+
+class Picture(NamedTuple):
+    """One to four figures in reading order, no shape and no colour twice."""
+
+    placed: tuple[Placed, ...]
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """What is in it."""
+        return tuple(one.figure for one in self.placed)
+
+    @property
+    def caption(self) -> str:
+        """The whole picture in words."""
+        return " and ".join(one.told for one in self.placed)
+
+
+class Motion(NamedTuple):
+    """A clip in which one figure crosses the picture."""
+
+    figure: Figure
+    way: str
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """What is in it."""
+        return (self.figure,)
+
+    @property
+    def caption(self) -> str:
+        """The whole clip in words."""
+        return f"{self.figure.told} moves {self.way}"
+
+    def frames(self, random: Random) -> str:
+        """Returns three or four moments of the clip in words."""
+        start, goal = START[self.way], GOAL[self.way]
+        moments = [start, "middle", goal]
+        if random.random() < 0.5:
+            moments.insert(*random.choice([(0, start), (1, "middle"), (2, goal)]))
+        return " then ".join(f"{self.figure.told} at the {moment}" for moment in moments)
+
+
+class Order(NamedTuple):
+    """A clip in which one figure is replaced by another at half time."""
+
+    first: Figure
+    last: Figure
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """What is in it."""
+        return (self.first, self.last)
+
+    @property
+    def caption(self) -> str:
+        """The whole clip in words."""
+        return f"first {self.first.told} then {self.last.told}"
+
+    def frames(self, random: Random) -> str:
+        """Returns two to four moments of the clip in words."""
+        moments = [self.first] * random.randint(1, 2) + [self.last] * random.randint(1, 2)
+        return " then ".join(f"{figure.told} at the middle" for figure in moments)
+
+
+Clip = Motion | Order
+Scene = Picture | Motion | Order
+
+
+class Question(NamedTuple):
+    """One thing to ask about a scene: `about` fills the wording's `{it}`, `figure` is the one that must be found."""
+
+    kind: str
+    about: str
+    answer: str
+    figure: Figure | None = None
+
+
+def sample_figures(random: Random, number: int, heldout: bool) -> tuple[Figure, ...]:
+    """Returns figures of distinct shapes and colours: training pairs only, or with at least one held-out pair."""
+    while True:
+        figures = tuple(map(Figure, random.sample(COLOURS, number), random.sample(SHAPES, number)))
+        if any(figure.heldout for figure in figures) == heldout:
+            return figures
+
+
+def sample_picture(random: Random, heldout: bool) -> Picture:
+    """Returns a random picture with one to four figures, each number equally often."""
+    figures = sample_figures(random, random.randint(1, len(NUMBERS)), heldout)
+    cells = sorted(random.sample(range(4), len(figures)))
+    return Picture(
+        tuple(
+            Placed(figure, random.choice(SIZES), HEIGHTS[cell // 2], SIDES[cell % 2])
+            for figure, cell in zip(figures, cells, strict=True)
+        )
+    )
+
+
+def sample_clip(random: Random, heldout: bool) -> Clip:
+    """Returns a random clip: a motion or an order of two figures, equally often."""
+    if random.random() < 0.5:
+        return Motion(*sample_figures(random, 1, heldout), random.choice(WAYS))
+    return Order(*sample_figures(random, 2, heldout))
+
+
+def ask(kind: str, scene: Scene, random: Random) -> Question | None:
+    """Returns a question of this kind about something in the scene, or None where it makes no sense."""
+    if isinstance(scene, Picture):
+        return _ask_picture(kind, scene, random)
+    return _ask_clip(kind, scene, random)
+
+
+def sample_scene(medium: str, random: Random, heldout: bool) -> Scene:
+    """Returns a random picture or clip."""
+    return sample_picture(random, heldout) if medium == "picture" else sample_clip(random, heldout)
+
+
+def pose(
+    medium: str, kind: str, answer: str, random: Random, heldout: bool, novel: bool | None = None
+) -> tuple[Scene, Question]:
+    """Returns a random scene and a question of this kind with this answer.
+
+    `novel` says whether the figure asked about must be one of the held-out pairs, or must not; None leaves it open.
+    """
+    while True:
+        scene = sample_scene(medium, random, heldout)
+        question = ask(kind, scene, random)
+        if question is None or question.answer != answer:
+            continue
+        if novel is None or (question.figure is not None and question.figure.heldout == novel):
+            return scene, question
+
+
+def _ask_picture(kind: str, picture: Picture, random: Random) -> Question:
+    if kind == "count":
+        return Question(kind, "", NUMBERS[len(picture.placed) - 1])
+    figure, size, height, side = random.choice(picture.placed)
+    answer = {"side": side, "height": height, "size": size}.get(kind)
+    return Question(kind, figure.shape, answer, figure) if answer else _ask_figure(kind, figure)
+
+
+def _ask_clip(kind: str, clip: Clip, random: Random) -> Question | None:
+    if kind in ("colour", "shape"):
+        return _ask_figure(kind, random.choice(clip.figures))
+    match clip, kind:
+        case Motion(figure, way), "motion":
+            return Question(kind, figure.shape, way, figure)
+        case Order(first, _), "first_shape":
+            return Question(kind, "", first.shape, first)
+        case Order(_, last), "last_shape":
+            return Question(kind, "", last.shape, last)
+        case Order(first, _), "first_colour":
+            return Question(kind, "", first.colour, first)
+    return None
+
+
+def _ask_figure(kind: str, figure: Figure) -> Question:
+    if kind == "colour":
+        return Question(kind, figure.shape, figure.colour, figure)
+    return Question(kind, figure.colour, figure.shape, figure)

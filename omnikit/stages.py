@@ -1,0 +1,185 @@
+"""A stage's model and optimizer, from its rules.
+
+A rule is a dotted prefix of a parameter name and a rate, or the word `frozen`; the first that matches wins. Every
+parameter needs a rule, and every rule must match something: a stage that silently trains nothing, or trains what was
+meant to be frozen, costs a week of GPUs.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed._composable import checkpoint
+
+from omnikit.component import BackboneConfig, EncoderConfig
+from omnikit.data import seed_of
+from omnikit.model import OmniModel
+from omnikit.protocols import blocks
+from omnikit.recipe import Recipe, Rule, Schedule, Stage, rule_for
+
+BETAS = (0.9, 0.95)
+"""AdamW's, as most language models are trained; the paper does not give its own."""
+
+
+class Matched(NamedTuple):
+    """The rule that a parameter is under: its path in the recipe, and the rule."""
+
+    path: str
+    rule: Rule
+
+
+def rules_by_parameter(model: nn.Module, stage_name: str, stage: Stage) -> dict[str, Matched]:
+    """The rule of every parameter. A parameter without one, and a rule without one, are errors, all listed at once."""
+    found: dict[str, Matched] = {}
+    faults: list[str] = []
+    uncovered: list[str] = []
+    for name, _ in model.named_parameters():
+        matched = rule_for(name, stage.train)
+        if matched is None:
+            uncovered.append(name)
+        else:
+            found[name] = Matched(*matched)
+    where = f"stages.{stage_name}.train"
+    if uncovered:
+        faults.append(
+            f"{where}: no rule for {len(uncovered)} parameters, such as {uncovered[0]}; add a rule, or `rest: frozen`"
+        )
+    used = {matched.path for matched in found.values()}
+    for path in stage.train:
+        if path not in used and path != "rest":
+            faults.append(f"{where}.{path}: matches no parameter that earlier rules left; see `omnikit check` for names")
+    if faults:
+        raise ExceptionGroup("rules", [ValueError(fault) for fault in faults])
+    return found
+
+
+def apply_rules(model: OmniModel, rules: dict[str, Matched]) -> None:
+    """Freeze and thaw parameters. A component with nothing to train is in evaluation mode: its dropout is off."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not rules[name].rule.frozen)
+    for component in components(model).values():
+        component.train(any(parameter.requires_grad for parameter in component.parameters()))
+
+
+def components(model: OmniModel) -> dict[str, nn.Module]:
+    """The model's components by recipe path."""
+    found: dict[str, nn.Module] = {"backbone": model.backbone}
+    found |= {f"encoders.{name}": module for name, module in model.encoders.items()}
+    found |= {f"modalities.{name}.projector": branch["projector"] for name, branch in model.modalities.items()}
+    return found
+
+
+def optimizer_of(model: nn.Module, rules: dict[str, Matched]) -> torch.optim.AdamW:
+    """AdamW over the trained parameters only, a group per rule (and per whether it decays: vectors never do)."""
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((rules[name].path, parameter.ndim >= 2), []).append(parameter)
+    by_path = {matched.path: matched.rule for matched in rules.values()}
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": by_path[path].lr,
+                "peak": by_path[path].lr,
+                "weight_decay": by_path[path].weight_decay if decays else 0.0,
+            }
+            for (path, decays), parameters in groups.items()
+        ],
+        betas=BETAS,
+        fused=True,
+    )
+
+
+def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
+    """What the peak rate is multiplied by at step 1..steps: linear warm-up, then the shape down to `floor`."""
+    warmup = round(schedule.warmup * steps)
+    if step <= warmup:
+        return step / warmup
+    done = (step - warmup) / max(steps - warmup, 1)
+    if schedule.shape == "constant":
+        return 1.0
+    shape = 0.5 * (1 + math.cos(math.pi * done)) if schedule.shape == "cosine" else 1.0 - done
+    return schedule.floor + (1 - schedule.floor) * shape
+
+
+def build(recipe: Recipe, modalities: frozenset[str]) -> OmniModel:
+    """The model at its very start: random from the seed, then the weights that the recipe names."""
+    model = OmniModel(recipe, modalities, seeded=lambda path: _seeded(recipe.run.seed, path))
+    configs: dict[str, BackboneConfig | EncoderConfig] = {"backbone": recipe.backbone}
+    configs |= {f"encoders.{name}": config for name, config in model.configs.items()}
+    for path, module in components(model).items():
+        config = configs.get(path)
+        if config is not None and config.weights is not None:
+            _load_pretrained(path, module, config)
+    return model
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, path: str) -> Iterator[None]:
+    """Each component draws from its own seed, so that what else is built changes nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, path))
+        yield
+
+
+def _load_pretrained(path: str, module: nn.Module, config: BackboneConfig | EncoderConfig) -> None:
+    target = module.state_dict()
+    missing = set(target) - {name for name, _ in getattr(module, "tied", lambda: ())()}
+    with torch.no_grad():
+        for name, tensor in config.pretrained():
+            if name not in target:
+                if name in dict(getattr(module, "tied", lambda: ())()):
+                    continue
+                raise ValueError(f"{path}.weights: {config.weights} holds {name}, which the model has not; check preset")
+            if target[name].shape != tensor.shape:
+                raise ValueError(
+                    f"{path}.weights: {name} is {tuple(tensor.shape)} in {config.weights} and "
+                    f"{tuple(target[name].shape)} in the recipe; take the preset that belongs to the weights"
+                )
+            target[name].copy_(tensor)
+            missing.discard(name)
+    if missing:
+        raise ValueError(
+            f"{path}.weights: {config.weights} lacks {len(missing)} tensors, such as {sorted(missing)[0]}; check preset"
+        )
+
+
+def initialise(model: OmniModel, init: dict[str, str], stage_name: str) -> list[str]:
+    """Copy tensors between components, by name, as the stage's `init` says; the target's tensors that kept their own.
+
+    A source tensor with no equal-shaped target is an error.
+    """
+    kept: list[str] = []
+    modules = components(model)
+    for target_path, source_path in init.items():
+        source, target = (modules[path].state_dict() for path in (source_path, target_path))
+        for name, tensor in source.items():
+            if name not in target or target[name].shape != tensor.shape:
+                raise ValueError(
+                    f"stages.{stage_name}.init.{target_path}: has no {name} of shape {tuple(tensor.shape)}, which "
+                    f"{source_path} has; choose projectors that share their tensors"
+                )
+            with torch.no_grad():
+                target[name].copy_(tensor)
+        kept.extend(f"{target_path}.{name}" for name in target if name not in source)
+    return kept
+
+
+def recompute_blocks(model: OmniModel) -> None:
+    """Recompute every block's activations in the backward pass, wherever gradients pass through it.
+
+    Not tied to training mode: through a frozen backbone in evaluation mode gradients still flow to a projector, and
+    that is where activations cost most.
+    """
+    for component in components(model).values():
+        for block in blocks(component):
+            checkpoint(block)
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that a rule gave a rate, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

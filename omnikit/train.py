@@ -1,0 +1,226 @@
+"""Training: `train` goes through the recipe's stages, `train_stage` is one of them from top to bottom.
+
+The same call again resumes: a stage that is finished is left alone, one that was cut off goes on from its last
+committed step, and ends with bitwise the weights of a run that was never cut.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from omnikit.checkpoint import Checkpoint, RunFolder, flat_tensors, load_into
+from omnikit.data import Position, StageData, layouter_of, seed_of
+from omnikit.loss import Loss
+from omnikit.model import OmniModel
+from omnikit.packing import Batch
+from omnikit.recipe import Recipe, built
+from omnikit.sample import Layouter
+from omnikit.stages import (
+    apply_rules,
+    build,
+    initialise,
+    optimizer_of,
+    rate_factor,
+    recompute_blocks,
+    rules_by_parameter,
+    trained,
+)
+
+
+class TrainingStopped(RuntimeError):
+    """The run stopped itself; everything up to its last checkpoint is kept."""
+
+
+class Display(Protocol):
+    """Who watches a run."""
+
+    def stage(self, name: str, done: int, steps: int) -> None:
+        """A stage begins, or goes on after `done` steps."""
+        ...
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """A step was made; `record` is its line of metrics.jsonl."""
+        ...
+
+
+def train(recipe: Recipe, folder: Path, display: Display) -> RunFolder:
+    """Train every stage of the recipe into `folder`, or go on where it was cut off."""
+    layouter = layouter_of(recipe)
+    check_data(recipe, layouter)
+    run = RunFolder(folder)
+    run.begin(recipe)
+    for name in recipe.stages:
+        train_stage(recipe, name, run, layouter, display)
+    return run
+
+
+def check_data(recipe: Recipe, layouter: Layouter) -> None:
+    """Plan the first window of every stage, so that what is wrong is said before anything is written or trained."""
+    for name in recipe.stages:
+        StageData(recipe, name, layouter).plan(0)
+
+
+def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, display: Display) -> None:
+    """Train one stage to its last step."""
+    stage = recipe.stages[name]
+    resumed = run.latest(name)
+    if resumed is not None and resumed.step >= stage.steps:
+        return
+
+    # The model as the stages before left it, with this stage's rules.
+    model = start_of(recipe, name, run)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    rules = rules_by_parameter(model, name, stage)
+    apply_rules(model, rules)
+    if recipe.run.recompute:
+        recompute_blocks(model)
+    optimizer = optimizer_of(model, rules)
+
+    # Where it was cut off, if it was.
+    step, position = 0, Position()
+    if resumed is not None:
+        step, position = resumed.step, Position(*resumed.state()["position"])
+        _restore(model, optimizer, resumed)
+        run.forget_after(name, step)
+    parents = [checkpoint.hash() for checkpoint in ancestors(recipe, name, run)[:1]]
+    display.stage(name, step, stage.steps)
+
+    for work in StageData(recipe, name, layouter).steps(position):
+        began = time.perf_counter()
+        step += 1
+        # Chance is arithmetic too: a resumed step draws what it would have drawn.
+        torch.manual_seed(seed_of(recipe.run.seed, name, step))
+        factor = rate_factor(stage.schedule, step, stage.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+
+        sums = _Sums()
+        for batch in work.batches:
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.run.precision == "bf16"):
+                loss = model(batch.to(device))
+            loss.total.backward()
+            sums.add(batch, loss)
+
+        # Sums were differentiated; one division by the label tokens of the whole step makes them a mean, however the
+        # step was cut into micro-batches.
+        labels = max(sum(len(batch.labels) for batch in work.batches), 1)
+        parameters = list(trained(model).values())
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        torch._foreach_mul_(gradients, 1 / labels)
+        norm = float(nn.utils.clip_grad_norm_(parameters, stage.clip))
+        totals, counts = sums.read()
+        mean = sum(totals.values()) / labels
+        if not (math.isfinite(mean) and math.isfinite(norm)):
+            raise TrainingStopped(
+                f"stages.{name}: step {step}: loss {mean}, gradient norm {norm}; the step was not made. "
+                f"Its samples: {', '.join(work.sample_ids)}. Lower the rates, or look at these samples"
+            )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        last = step == stage.steps
+        if last or step % recipe.run.save == 0:
+            # The next stage begins with a fresh optimizer, so the last checkpoint needs no state of this one.
+            tensors = flat_tensors(model)[0] | ({} if last else _optimizer_tensors(model, optimizer))
+            state = {
+                "stage": name,
+                "step": step,
+                "position": list(work.after),
+                "parents": parents,
+                "ties": flat_tensors(model)[1],
+            }
+            run.save(name, step, tensors, state, recipe.run.keep)
+        record = {
+            "stage": name,
+            "step": step,
+            "loss": mean,
+            "losses": {group: totals[group] / counts[group] for group in totals if counts[group]},
+            "labels": labels,
+            "tokens": sum(int((batch.segments > 0).sum()) for batch in work.batches),
+            "places": sum(batch.segments.numel() for batch in work.batches),
+            "norm": norm,
+            "rate": factor,
+            "seconds": time.perf_counter() - began,
+        }
+        run.log(record)
+        display.step(record)
+        if last:
+            return
+
+
+def start_of(recipe: Recipe, name: str, run: RunFolder) -> OmniModel:
+    """The model with which a stage begins: what its recipe entry builds, as the stages before left it, after `init`."""
+    stage = recipe.stages[name]
+    wanted = built(recipe, name)
+    # A tensor may be copied from a modality that this stage does not build.
+    lent = frozenset(path.split(".")[1] for path in stage.init.values() if path.startswith("modalities."))
+    model = build(recipe, wanted | lent)
+    inherit(model, ancestors(recipe, name, run))
+    initialise(model, dict(stage.init), name)
+    model.drop(lent - wanted)
+    return model
+
+
+def inherit(model: OmniModel, checkpoints: list[Checkpoint]) -> None:
+    """Take each tensor from the newest checkpoint that has it; one that none has keeps its start."""
+    remaining = flat_tensors(model)[0]
+    for checkpoint in checkpoints:
+        filled = load_into(checkpoint.folder, remaining)
+        remaining = {name: tensor for name, tensor in remaining.items() if name not in filled}
+
+
+def ancestors(recipe: Recipe, name: str | None, run: RunFolder) -> list[Checkpoint]:
+    """The last checkpoints of the stages before `name` (of all stages when None), newest first."""
+    names = list(recipe.stages)
+    before = names if name is None else names[: names.index(name)]
+    found = [run.latest(stage) for stage in before]
+    return [checkpoint for checkpoint in reversed(found) if checkpoint is not None]
+
+
+class _Sums:
+    """Loss sums and label counts of a step, by group. Read only once the whole step is on its way: one host sync."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[list[str], Tensor, Tensor]] = []
+
+    def add(self, batch: Batch, loss: Loss) -> None:
+        self.parts.append((batch.group_names, loss.by_group, loss.counts))
+
+    def read(self) -> tuple[dict[str, float], dict[str, int]]:
+        totals: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        for names, sums, labels in self.parts:
+            for group, total, number in zip(names, sums.tolist(), labels.tolist(), strict=True):
+                totals[group] = totals.get(group, 0.0) + total
+                counts[group] = counts.get(group, 0) + number
+        return totals, counts
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"optim.state.{name}.{key}": value
+        for name, parameter in trained(model).items()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def _restore(model: OmniModel, optimizer: torch.optim.AdamW, checkpoint: Checkpoint) -> None:
+    for parameter in trained(model).values():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    wanted = flat_tensors(model)[0] | _optimizer_tensors(model, optimizer)
+    missing = set(wanted) - load_into(checkpoint.folder, wanted)
+    if missing:
+        raise ValueError(
+            f"{checkpoint.folder}: lacks {len(missing)} tensors, such as {sorted(missing)[0]}; it belongs to another "
+            "recipe or another version; give --out another folder"
+        )
