@@ -24,8 +24,15 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
+from omnikit.component import BackboneConfig, EncoderConfig
+from omnikit.recipe import Recipe, dump_recipe
+from omnikit.strictyaml import read_file
+from omnikit.versions import versions
+
 COMMIT = "COMMIT"
 STATE = "state.json"
+MAY_CHANGE = frozenset({"run.save", "run.keep", "run.log"})
+"""Paths of a recipe that may differ when a run goes on: they change nothing that is computed."""
 
 
 class Checkpoint(NamedTuple):
@@ -116,6 +123,39 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def begin(self, recipe: Recipe) -> None:
+        """Make the folder, or go on in it: refuses another recipe or other data than it was begun with."""
+        text = dump_recipe(recipe)
+        lock = {
+            "recipe": hashlib.sha256(text.encode()).hexdigest(),
+            "data": {name: source.fingerprint() for name, source in recipe.data.items()},
+            "weights": {path: config.weights for path, config in _weighted(recipe)},
+            "versions": versions(),
+        }
+        path = self.path / "recipe.yaml"
+        if path.is_file():
+            refused = [
+                f"{path}: {key}: the run was begun with {before}, the recipe now says {after}; "
+                "give --out another folder, or go on with the recipe as it was"
+                for key, before, after in _differences(_flat(read_file(path)), _flat(_plain(recipe)))
+                if key not in MAY_CHANGE
+            ]
+            if refused:
+                raise ValueError("\n".join(refused))
+            locked = json.loads((self.path / "lock.json").read_text(encoding="utf-8"))
+            changed = [name for name, value in lock["data"].items() if locked["data"].get(name) != value]
+            if changed:
+                raise ValueError(
+                    f"{self.path}: data.{changed[0]} has changed since this run began; give --out another folder"
+                )
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise ValueError(f"{self.path}: is not empty and holds no run; give --out a new folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        # The recipe comes last: a folder that has one has all of its beginning.
+        write_atomically(self.path / "lock.json", json.dumps(lock, indent=1) + "\n")
+        write_atomically(path, text)
+        self.sweep(recipe.stages)
+
     def committed(self, stage: str) -> list[Checkpoint]:
         """The committed steps of a stage, oldest first."""
         found = []
@@ -170,6 +210,32 @@ class RunFolder:
         if path.is_file():
             kept = [line for line in self.metrics() if not (line["stage"] == stage and line["step"] > step)]
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _weighted(recipe: Recipe) -> Iterator[tuple[str, BackboneConfig | EncoderConfig]]:
+    yield "backbone", recipe.backbone
+    for name, config in recipe.encoders.items():
+        yield f"encoders.{name}", config
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", by_alias=True)
+
+
+def _flat(node: object, path: str = "") -> dict[str, object]:
+    """The leaves of nested mappings by dotted path; order of stages and rules counts, so keys are numbered there."""
+    if not isinstance(node, Mapping):
+        return {path: node}
+    leaves: dict[str, object] = {path + "[order]": list(node)} if path == "stages" or path.endswith(".train") else {}
+    for key, value in node.items():
+        leaves |= _flat(value, f"{path}.{key}" if path else str(key))
+    return leaves
+
+
+def _differences(before: Mapping[str, object], after: Mapping[str, object]) -> Iterator[tuple[str, object, object]]:
+    for key in dict.fromkeys([*before, *after]):
+        if before.get(key) != after.get(key):
+            yield key, before.get(key, "nothing"), after.get(key, "nothing")
 
 
 def write_atomically(path: Path, text: str) -> None:

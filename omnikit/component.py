@@ -319,6 +319,10 @@ class SourceConfig(Component):
         """What is not there yet (a path), or None when `open` can be called."""
         return None
 
+    def fingerprint(self) -> str:
+        """Changes when the data does: a run refuses to go on with other data than it began with."""
+        return ""
+
     def open(self) -> "Sequence[Sample]":
         """The samples, by index. Parsing a broken record is a ValueError that names where it stands."""
         raise NotImplementedError

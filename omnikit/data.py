@@ -83,7 +83,7 @@ class StageData:
 
     def _layout(self, position: int):  # noqa: ANN202
         key, index = self.mixture(position)
-        layout = self.layouter(self.sources[key][index], self.stage.data[key].rename)
+        layout = self.layouter(self.sources[key][index], self.stage.data[key].as_)
         if len(layout.ids) > self.stage.batch.length:
             raise ValueError(
                 f"sample {layout.id}: has {len(layout.ids)} tokens, more than a pack of {self.stage.batch.length}; "

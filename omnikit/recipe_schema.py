@@ -31,9 +31,7 @@ __all__ = ["Batch", "Held", "Modality", "Recipe", "Rule", "Run", "Schedule", "Sh
 def complaint(cls: type[BaseModel], at: tuple[str, ...], message: str, value: object) -> ValidationError:
     """An error that pydantic places below where it is raised, at the keys `at`."""
     error = PydanticCustomError("recipe", "{message}", {"message": message})
-    return ValidationError.from_exception_data(
-        cls.__name__, [InitErrorDetails(type=error, loc=at, input=value)]
-    )
+    return ValidationError.from_exception_data(cls.__name__, [InitErrorDetails(type=error, loc=at, input=value)])
 
 
 def refuse_booleans(cls: type[BaseModel], values: Mapping[str, Any]) -> None:
@@ -42,7 +40,9 @@ def refuse_booleans(cls: type[BaseModel], values: Mapping[str, Any]) -> None:
         value = values.get(field.alias or name)
         kinds = leaves(field.annotation)
         if isinstance(value, bool) and not kinds & {bool, Any, object}:
-            raise complaint(cls, (field.alias or name,), f"{str(value).lower()} is no value for it; write a number", value)
+            raise complaint(
+                cls, (field.alias or name,), f"{str(value).lower()} is no value for it; write a number", value
+            )
 
 
 def leaves(annotation: Any) -> set[Any]:  # noqa: ANN401
@@ -56,7 +56,7 @@ def leaves(annotation: Any) -> set[Any]:  # noqa: ANN401
 class Strict(BaseModel):
     """Frozen, and without unknown keys, NaN or booleans for numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     shorthand: ClassVar[str | None] = None
     """The key that a bare value stands for."""
@@ -78,12 +78,15 @@ def _as_component(kind: str) -> BeforeValidator:
     def parse(value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401
         if isinstance(value, Component):
             return value
-        registry: Registry = info.context
+        assert isinstance(info.context, Registry), "Recipe.model_validate(..., context=registry)"
+        registry = info.context
         if isinstance(value, str):
             value = {"type": value}
         if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
             types = ", ".join(registry.types(kind))
-            raise ValueError(f"needs the `type` of {'an' if kind == 'encoder' else 'a'} {kind}; known: {types or 'none'}")
+            raise ValueError(
+                f"needs the `type` of {'an' if kind == 'encoder' else 'a'} {kind}; known: {types or 'none'}"
+            )
         try:
             chosen = registry.get(kind, str(value["type"]))
         except ValueError as error:
@@ -157,6 +160,8 @@ class Rule(Strict):
 
 
 def _rule(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, bool):
+        return _rate(value)
     return value if value == "frozen" or isinstance(value, Rule) else Rule.model_validate(value)
 
 
@@ -234,13 +239,17 @@ class Held(Strict):
 
 
 class Run(Strict):
-    """What concerns the whole run: `save` and `log` count steps, `keep` checkpoints."""
+    """What concerns the whole run: `save` and `log` count steps, `keep` checkpoints.
+
+    `recompute` saves memory: the activations of every block are computed again in the backward pass.
+    """
 
     seed: int = Field(default=0, ge=0, lt=2**63)
     precision: Literal["fp32", "bf16"] = "bf16"
     save: int = Field(default=500, gt=0)
     keep: int = Field(default=2, ge=2)
     log: int = Field(default=10, gt=0)
+    recompute: bool = False
 
 
 class Recipe(Strict):

@@ -5,6 +5,7 @@ nothing is registered by importing. pluggy's own loader drops the second of two 
 and one broken plugin would end every command, so the entry points are walked here and what is wrong is recorded.
 """
 
+import builtins
 import difflib
 import importlib
 import inspect
@@ -100,18 +101,27 @@ class Registry:
 
     def get(self, kind: str, type: str) -> type[Component]:
         """The Config class of this kind and type; a ValueError says what there is instead."""
-        found = [
+        found = self._found(kind, type)
+        if not found:
+            raise ValueError(self._unknown(kind, type))
+        if len(found) > 1:
+            raise ValueError(_clash(kind, type, [plugin for plugin, _ in found]))
+        return found[0][1]
+
+    @property
+    def clashes(self) -> tuple[str, ...]:
+        """The names that two plugins bring, a line each: neither of the two can be used."""
+        names = dict.fromkeys((found.kind, found.type) for plugin in self.plugins for found in plugin.components)
+        owners = {name: [plugin for plugin, _ in self._found(*name)] for name in names}
+        return tuple(_clash(*name, plugins) for name, plugins in owners.items() if len(plugins) > 1)
+
+    def _found(self, kind: str, type: str) -> list[tuple[Plugin, builtins.type[Component]]]:
+        return [
             (plugin, component)
             for plugin in self.plugins
             for component in plugin.components
             if (component.kind, component.type) == (kind, type)
         ]
-        if len(found) == 1:
-            return found[0][1]
-        if found:
-            owners = " and ".join(str(plugin) for plugin, _ in found)
-            raise ValueError(f"two plugins bring the {kind} {type!r}: {owners}; uninstall one")
-        raise ValueError(self._unknown(kind, type))
 
     def _unknown(self, kind: str, type: str) -> str:
         known = self.types(kind)
@@ -121,16 +131,22 @@ class Registry:
             text += f" (it is the name of a component of kind {others[0]})"
         elif not NAME.fullmatch(type):
             text += " (recipes name registered components, never import paths)"
-        text += did_you_mean(type, known) + f"; known: {', '.join(known) or 'none'}"
+        text += did_you_mean(type, known)
         broken = [f"{plugin.name}: {plugin.broken}" for plugin in self.plugins if plugin.broken]
         return text + (f"; broken plugins, which may bring it: {' | '.join(broken)}" if broken else "")
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """'; did you mean `x`?' for the known name nearest to `word`, or nothing."""
+def did_you_mean(word: str, known: Iterable[str], label: str = "known") -> str:
+    """The end of an error about an unknown word: '; did you mean `nearest`? known: all of them'."""
+    known = list(dict.fromkeys(known))
     # Both are cut: difflib is quadratic, and a recipe from a stranger may hold a key of 100,000 letters.
     nearest = difflib.get_close_matches(word[:80], [name for name in known if len(name) <= 160], n=1)
-    return f"; did you mean `{nearest[0]}`?" if nearest else ""
+    question = f" did you mean `{nearest[0]}`?" if nearest else ""
+    return f";{question} {label}: {', '.join(known[:40]) or 'none'}{', ...' if len(known) > 40 else ''}"
+
+
+def _clash(kind: str, type: str, plugins: list[Plugin]) -> str:
+    return f"two plugins bring the {kind} {type!r}: {' and '.join(map(str, plugins))}; uninstall one"
 
 
 def _short(text: str) -> str:
@@ -145,7 +161,7 @@ def _load(entry: EntryPoint, distribution: str, version: str) -> Plugin:
     try:
         plugin = importlib.import_module(entry.module) if not entry.attr else entry.load()
         components = _checked(_ask(plugin, entry.name))
-    except (Exception, SystemExit) as error:  # noqa: BLE001  (one bad plugin must not end every command)
+    except (Exception, SystemExit) as error:  # one bad plugin must not end every command
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         return Plugin(entry.name, distribution, version, broken=reason)
     return Plugin(entry.name, distribution, version, components)

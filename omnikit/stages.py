@@ -7,7 +7,7 @@ meant to be frozen, costs a week of GPUs.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -18,38 +18,46 @@ from omnikit.component import BackboneConfig, EncoderConfig
 from omnikit.data import seed_of
 from omnikit.model import OmniModel
 from omnikit.protocols import blocks
-from omnikit.recipe import Recipe, Rule, Schedule, Stage, rule_for
+from omnikit.recipe import Recipe, Rule, Schedule, modules, rule_for, within
 
 BETAS = (0.9, 0.95)
 """AdamW's, as most language models are trained; the paper does not give its own."""
 
 
 class Matched(NamedTuple):
-    """The rule that a parameter is under: its path in the recipe, and the rule."""
+    """The rule that a parameter is under: its path in the recipe, and the rule (None when frozen)."""
 
     path: str
-    rule: Rule
+    rule: Rule | None
 
 
-def rules_by_parameter(model: nn.Module, stage_name: str, stage: Stage) -> dict[str, Matched]:
-    """The rule of every parameter. A parameter without one, and a rule without one, are errors, all listed at once."""
+def rules_by_parameter(names: Iterable[str], recipe: Recipe, stage_name: str) -> dict[str, Matched]:
+    """The rule of every parameter of a stage's model, by the parameters' names.
+
+    A parameter without a rule, and a rule that no parameter is under, are errors, all listed at once.
+    """
+    stage = recipe.stages[stage_name]
     found: dict[str, Matched] = {}
     faults: list[str] = []
     uncovered: list[str] = []
-    for name, _ in model.named_parameters():
+    for name in names:
         matched = rule_for(name, stage.train)
         if matched is None:
             uncovered.append(name)
         else:
-            found[name] = Matched(*matched)
+            path, rule = matched
+            found[name] = Matched(path, None if rule == "frozen" else rule)
     where = f"stages.{stage_name}.train"
     if uncovered:
         faults.append(
             f"{where}: no rule for {len(uncovered)} parameters, such as {uncovered[0]}; add a rule, or `rest: frozen`"
         )
     used = {matched.path for matched in found.values()}
+    absent = [path for path in modules(recipe) if not any(within(name, path) for name in found)]
     for path in stage.train:
-        if path not in used and path != "rest":
+        # A rule may speak of a component that this stage does not build: nothing of it can train.
+        elsewhere = any(within(path, component) or within(component, path) for component in absent)
+        if path not in used and path != "rest" and not elsewhere:
             faults.append(f"{where}.{path}: matches no parameter that earlier rules left; see `omnikit check` for names")
     if faults:
         raise ExceptionGroup("rules", [ValueError(fault) for fault in faults])
@@ -59,7 +67,7 @@ def rules_by_parameter(model: nn.Module, stage_name: str, stage: Stage) -> dict[
 def apply_rules(model: OmniModel, rules: dict[str, Matched]) -> None:
     """Freeze and thaw parameters. A component with nothing to train is in evaluation mode: its dropout is off."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not rules[name].rule.frozen)
+        parameter.requires_grad_(rules[name].rule is not None)
     for component in components(model).values():
         component.train(any(parameter.requires_grad for parameter in component.parameters()))
 
@@ -78,7 +86,7 @@ def optimizer_of(model: nn.Module, rules: dict[str, Matched]) -> torch.optim.Ada
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((rules[name].path, parameter.ndim >= 2), []).append(parameter)
-    by_path = {matched.path: matched.rule for matched in rules.values()}
+    by_path = {matched.path: matched.rule for matched in rules.values() if matched.rule is not None}
     return torch.optim.AdamW(
         [
             {

@@ -24,7 +24,19 @@ MAX_DEPTH = 40
 _NULL = re.compile(r"null|Null|NULL|~|")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,30})")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
+_ODD = {sign + word: float(sign + word[1:]) for sign in ("", "+", "-") for word in (".inf", ".Inf", ".INF")}
+_ODD |= {word: math.nan for word in (".nan", ".NaN", ".NAN")}
+
+_HINTS = {
+    "mapping values are not allowed here": "put a value that holds `: ` in quotes, and look at the indentation",
+    "that cannot start any token": "indent with spaces; put a value that starts with % @ or ` in quotes",
+    "special characters are not allowed": "remove the control character",
+    "but found '*'": "the rule for all the rest is the word `rest`",
+    "expected alphabetic or numeric character": "a lone * or & has a meaning; the rule for all the rest is `rest`",
+    "could not find expected ':'": "write `key: value`",
+    "levels deep": "a recipe is flat",
+}
 
 
 class Place(NamedTuple):
@@ -45,6 +57,9 @@ class RecipeError(ValueError):
         shown = self.messages[:50]
         rest = len(self.messages) - len(shown)
         super().__init__("\n".join([*shown, f"and {rest} more"] if rest else shown))
+
+    def __reduce__(self) -> tuple[type["RecipeError"], tuple[tuple[str, ...]]]:
+        return RecipeError, (self.messages,)
 
 
 class Table(dict[str, Any]):
@@ -105,10 +120,12 @@ def read_text(text: str, name: str, folder: Path, *, lines: bool = True) -> Any:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
         line = mark.line if mark else text[: getattr(error, "position", 0)].count("\n")
-        hint = "; the rule for all the rest is the word `rest`" if "alias" in (getattr(error, "context", "") or "") else ""
-        reader.complain(line, f"not valid YAML: {' '.join(str(problem).split())}{hint}")
+        hint = next(
+            (hint for words, hint in _HINTS.items() if words in str(problem)), "look at brackets and indentation"
+        )
+        reader.complain(line, f"not valid YAML: {' '.join(str(problem).split())}; {hint}")
     except (ValueError, OverflowError):  # PyYAML: chr() of an escape beyond Unicode
-        reader.complain(0, "not valid YAML: an escape in quotes is no Unicode character")
+        reader.complain(0, "not valid YAML: an escape in quotes is no Unicode character; remove it")
     if reader.complaints:
         raise RecipeError(reader.complaints)
     return value
@@ -137,11 +154,12 @@ class _Reader:
         for event in events:
             if not isinstance(event, yaml.DocumentStartEvent):
                 continue
+            mark: Any = event.start_mark
             if seen:
-                self.complain(event.start_mark.line, "a second document; a recipe is one, remove the `---`")
+                self.complain(mark.line, "a second document; a recipe is one, remove the `---`")
                 break
             if event.version or event.tags:
-                self.complain(event.start_mark.line, "a % directive; remove it")
+                self.complain(mark.line, "a % directive; remove it")
             value, seen = self.node(events, next(events), 1), True
         return value
 
@@ -150,12 +168,13 @@ class _Reader:
         if depth > MAX_DEPTH:
             raise _TooDeepError(event.start_mark)
         if isinstance(event, yaml.AliasEvent):
-            self.complain(line, f"the alias *{event.anchor[:60]}; write the value out, or use `extends`")
+            self.complain(line, f"the alias *{str(event.anchor)[:60]}; write the value out, or use `extends`")
             return None
         if event.anchor is not None:
             self.complain(line, f"the anchor &{event.anchor[:60]}; write the value out, or use `extends`")
         if event.tag is not None:
-            self.complain(line, f"the tag {event.tag.replace('tag:yaml.org,2002:', '!!')[:60]}; recipes hold plain values only, remove it")
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")[:60]
+            self.complain(line, f"the tag {tag}; recipes hold plain values only, remove it")
         if isinstance(event, yaml.ScalarEvent):
             return self.scalar(event)
         if isinstance(event, yaml.SequenceStartEvent):
@@ -204,8 +223,8 @@ def _plain(text: str) -> tuple[bool, Any]:
     if _INT.fullmatch(text):
         return True, int(text)
     if _FLOAT.fullmatch(text) and len(text) < 60:
-        return True, float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    return False, None
+        return True, float(text)
+    return text in _ODD, _ODD.get(text)
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
@@ -219,7 +238,7 @@ class _Writer(yaml.SafeDumper):
 
     def resolve(self, kind: type, value: Any, implicit: Any) -> str:  # noqa: ANN401
         if kind is not yaml.ScalarNode:
-            return str(super().resolve(kind, value, implicit))
+            return "tag:yaml.org,2002:" + ("map" if kind is yaml.MappingNode else "seq")
         known, meant = _plain(value) if implicit[0] else (False, value)
         return "tag:yaml.org,2002:" + (_TAGS[type(meant)] if known else "str")
 
@@ -233,10 +252,30 @@ def _text(writer: yaml.SafeDumper, text: str) -> yaml.Node:
 
 def _mapping(writer: yaml.SafeDumper, values: dict[str, Any]) -> yaml.Node:
     node = writer.represent_mapping("tag:yaml.org,2002:map", values.items(), flow_style=False)
-    leaves = [leaf for pair in node.value for leaf in pair]
-    if all(isinstance(leaf, yaml.ScalarNode) for leaf in leaves):
-        node.flow_style = sum(len(leaf.value) + 2 for leaf in leaves) < 90
+    node.flow_style = _width(node) < 90 and _depth(node) <= 2
     return node
+
+
+def _sequence(writer: yaml.SafeDumper, values: Iterable[Any]) -> yaml.Node:
+    node = writer.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=False)
+    node.flow_style = _width(node) < 90 and _depth(node) <= 2
+    return node
+
+
+def _inside(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [inner for pair in node.value for inner in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _width(node: yaml.Node) -> int:
+    """About how many characters the node takes on one line."""
+    inside = _inside(node)
+    return 2 + sum(map(_width, inside)) if inside else len(node.value) + 2
+
+
+def _depth(node: yaml.Node) -> int:
+    return 1 + max(map(_depth, _inside(node)), default=0) if _inside(node) else 0
 
 
 def _float(writer: yaml.SafeDumper, value: float) -> yaml.Node:
@@ -248,6 +287,8 @@ _Writer.add_multi_representer(str, _text)
 _Writer.add_representer(str, _text)
 _Writer.add_multi_representer(dict, _mapping)
 _Writer.add_representer(dict, _mapping)
+_Writer.add_representer(list, _sequence)
+_Writer.add_representer(tuple, _sequence)
 _Writer.add_representer(float, _float)
 
 

@@ -76,7 +76,7 @@ def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, d
     model = start_of(recipe, name, run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    rules = rules_by_parameter(model, name, stage)
+    rules = rules_by_parameter((parameter for parameter, _ in model.named_parameters()), recipe, name)
     apply_rules(model, rules)
     if recipe.run.recompute:
         recompute_blocks(model)
@@ -157,7 +157,7 @@ def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, d
 def start_of(recipe: Recipe, name: str, run: RunFolder) -> OmniModel:
     """The model with which a stage begins: what its recipe entry builds, as the stages before left it, after `init`."""
     stage = recipe.stages[name]
-    wanted = built(recipe, name)
+    wanted = frozenset(built(recipe, name))
     # A tensor may be copied from a modality that this stage does not build.
     lent = frozenset(path.split(".")[1] for path in stage.init.values() if path.startswith("modalities."))
     model = build(recipe, wanted | lent)

@@ -1,5 +1,6 @@
 """The `jsonl` source: one JSON record a line, media as paths beside the file."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -25,6 +26,11 @@ class Jsonl(SourceConfig):
     def missing(self) -> str | None:
         """The file's path when it is not there."""
         return None if Path(self.path).is_file() else self.path
+
+    def fingerprint(self) -> str:
+        """The file's sha256. Media are not read for it."""
+        with Path(self.path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def open(self) -> Sequence[Sample]:
         """The records, parsed when asked for."""

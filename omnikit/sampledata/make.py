@@ -27,7 +27,7 @@ def make_sample_data(out: Path, seed: int = 0, size: int = 3000, progress: Progr
         raise ValueError(f"omnikit data sample: size: {size} pictures make no data set; give 1 or more (default 3000)")
     wanted = {"generator": GENERATOR, "seed": seed, "size": size}
     if out.exists():
-        return _finished(out, wanted)["counts"]
+        return _finished_counts(out, wanted)
     find_espeak()
     halves = plan(seed, size)
     about = wanted | _about(halves)
@@ -48,8 +48,8 @@ def make_sample_data(out: Path, seed: int = 0, size: int = 3000, progress: Progr
     return about["counts"]
 
 
-def _finished(out: Path, wanted: dict[str, int]) -> dict[str, Any]:
-    """Returns what the folder says about itself, which must be this data set."""
+def _finished_counts(out: Path, wanted: dict[str, int]) -> dict[str, int]:
+    """Returns how many records each file of the folder has, which must be a finished data set of these arguments."""
     try:
         about = json.loads((out / "about.json").read_text(encoding="utf-8"))
         found = {key: about[key] for key in wanted}
@@ -59,7 +59,7 @@ def _finished(out: Path, wanted: dict[str, int]) -> dict[str, Any]:
     if found != wanted:
         told = [", ".join(f"{key} {value}" for key, value in what.items()) for what in (found, wanted)]
         raise ValueError(f"{out}: holds sample data of {told[0]}, not of {told[1]}; remove it or name another folder")
-    return about
+    return about["counts"]
 
 
 def _about(halves: Iterable[Half]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, NamedTuple
 
-from .scenes import Clip, Picture, Question, Scene, ask, pose, sample_clip, sample_picture
+from .scenes import Clip, Picture, Question, Scene, ask_clip, ask_picture, pose, sample_clip, sample_picture
 from .speech import NEW_VOICES, TRAIN_VOICES, Utterance
 from .texts import KINDS as TEXT_KINDS
 from .texts import QUESTION_KINDS, possible_answers, sample_order, sample_text, word_question
@@ -110,9 +110,9 @@ def _plan_pictures(half: Half, number: int, takes: int) -> None:
         image = half.draw(picture, f"pictures/{index:05d}")
         half.add("image_captions", "caption", [image, {"text": random.choice(DESCRIBE_PICTURE)}], picture.caption)
         for kind in random.sample(MEDIA_KINDS["picture"], 3):
-            _add_question(half, "image_questions", image, ask(kind, picture, random), random)
+            _add_question(half, "image_questions", image, ask_picture(kind, picture, random), random)
         kind = random.choice(MEDIA_KINDS["picture"])
-        _add_spoken(half, "image_speech", image, ask(kind, picture, random), takes, random)
+        _add_spoken(half, "image_speech", image, ask_picture(kind, picture, random), takes, random)
 
 
 def _plan_clips(half: Half, number: int, number_spoken: int, takes: int) -> None:
@@ -134,7 +134,7 @@ def _plan_clips(half: Half, number: int, number_spoken: int, takes: int) -> None
 
 def _two_questions(clip: Clip, random: Random) -> list[Question]:
     """Returns one question that needs the time axis, and another one."""
-    possible = [question for kind in MEDIA_KINDS["clip"] if (question := ask(kind, clip, random))]
+    possible = [question for kind in MEDIA_KINDS["clip"] if (question := ask_clip(kind, clip, random))]
     timed = random.choice([question for question in possible if question.kind not in ("colour", "shape")])
     return [timed, random.choice([question for question in possible if question.kind != timed.kind])]
 
@@ -185,7 +185,7 @@ def _plan_train_text(half: Half, number: int) -> None:
 
 
 def _plan_heldout_text(half: Half, number: int) -> None:
-    """Adds texts of every kind in turn, every answer of a kind in turn; echoes have most answers and come five times."""
+    """Adds texts of every kind in turn, every answer of a kind in turn; echoes, of any answer, come five times."""
     for index in range(number):
         kind, answer, _ = _turn(("echo",) * 4 + TEXT_KINDS, possible_answers, index)
         text, answer = sample_text(kind, answer, half.random("text", index), half.heldout)

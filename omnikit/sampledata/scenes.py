@@ -144,15 +144,16 @@ def sample_picture(random: Random, heldout: bool) -> Picture:
 def sample_clip(random: Random, heldout: bool) -> Clip:
     """Returns a random clip: a motion or an order of two figures, equally often."""
     if random.random() < 0.5:
-        return Motion(*sample_figures(random, 1, heldout), random.choice(WAYS))
-    return Order(*sample_figures(random, 2, heldout))
+        return Motion(sample_figures(random, 1, heldout)[0], random.choice(WAYS))
+    first, last = sample_figures(random, 2, heldout)
+    return Order(first, last)
 
 
 def ask(kind: str, scene: Scene, random: Random) -> Question | None:
     """Returns a question of this kind about something in the scene, or None where it makes no sense."""
     if isinstance(scene, Picture):
-        return _ask_picture(kind, scene, random)
-    return _ask_clip(kind, scene, random)
+        return ask_picture(kind, scene, random)
+    return ask_clip(kind, scene, random)
 
 
 def sample_scene(medium: str, random: Random, heldout: bool) -> Scene:
@@ -176,7 +177,8 @@ def pose(
             return scene, question
 
 
-def _ask_picture(kind: str, picture: Picture, random: Random) -> Question:
+def ask_picture(kind: str, picture: Picture, random: Random) -> Question:
+    """Returns a question of this kind about a random figure of the picture."""
     if kind == "count":
         return Question(kind, "", NUMBERS[len(picture.placed) - 1])
     figure, size, height, side = random.choice(picture.placed)
@@ -184,7 +186,8 @@ def _ask_picture(kind: str, picture: Picture, random: Random) -> Question:
     return Question(kind, figure.shape, answer, figure) if answer else _ask_figure(kind, figure)
 
 
-def _ask_clip(kind: str, clip: Clip, random: Random) -> Question | None:
+def ask_clip(kind: str, clip: Clip, random: Random) -> Question | None:
+    """Returns a question of this kind about the clip, or None where it makes no sense."""
     if kind in ("colour", "shape"):
         return _ask_figure(kind, random.choice(clip.figures))
     match clip, kind:

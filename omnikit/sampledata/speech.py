@@ -1,26 +1,29 @@
 """Words as sound: espeak-ng through ctypes, to 16 kHz mono FLAC."""
 
+import _ctypes
 import ctypes
-import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
+from numpy.typing import NDArray
 
 SAMPLE_RATE = 16_000
 EDGE = 0.05
-"""Seconds of silence left before and after the words."""
+"""Seconds of silence before and after the words."""
 PEAK = 0.6
+Samples = NDArray[Any]
 
-# Variants with breath (f2, f3, f5) are left out: with them espeak-ng 1.52 gives other samples each time, even as the first
-# call of a process.
+# Variants with breath (f2, f3, f5) are left out: with them espeak-ng 1.52 gives other samples each time, even in the
+# first call of a process.
 TRAIN_VOICES = ("en-us+m1", "en+m3", "en-us+adam", "en+f1", "en-us+f4", "en+Annie")
-NEW_VOICES = ("en+m7", "en-us+aunty")
+NEW_VOICES = ("en+m7", "en+linda")
 
 # Constants of espeak-ng's speak_lib.h.
 _SYNCHRONOUS = 2
@@ -51,9 +54,9 @@ def find_espeak() -> ModuleType:
     return espeakng_loader
 
 
-def synthesise(utterance: Utterance) -> tuple[np.ndarray, int]:
+def synthesise(utterance: Utterance) -> tuple[Samples, int]:
     """Returns 16-bit samples and their rate, the same ones for equal utterances whatever was said before."""
-    chunks: list[np.ndarray] = []
+    chunks: list[Samples] = []
 
     @_ON_SAMPLES
     def keep(samples: "ctypes._Pointer[ctypes.c_short]", number: int, _events: int) -> int:
@@ -66,7 +69,8 @@ def synthesise(utterance: Utterance) -> tuple[np.ndarray, int]:
         data = loader.get_data_path().encode()
         own_rate = espeak.espeak_Initialize(_SYNCHRONOUS, 0, data, _DO_NOT_EXIT)
         if own_rate <= 0:
-            raise ValueError(f"{loader.get_data_path()}: espeak-ng cannot start; reinstall espeakng-loader")
+            problem = f"{loader.get_data_path()}: espeak-ng cannot read its data; reinstall espeakng-loader"
+            raise ValueError(f"{problem}, under a path of less than 150 letters")
         espeak.espeak_SetSynthCallback(keep)
         if espeak.espeak_SetVoiceByName(utterance.voice.encode()):
             raise ValueError(f"{loader.get_data_path()}: no voice {utterance.voice!r}; reinstall espeakng-loader")
@@ -81,17 +85,19 @@ def synthesise(utterance: Utterance) -> tuple[np.ndarray, int]:
 
 
 def write_speech(utterance: Utterance, path: Path) -> None:
-    """Writes the utterance, loudness made even and silence at both ends cut."""
+    """Writes the utterance, its loudness and the silence at both ends made even."""
     samples, own_rate = synthesise(utterance)
     wave = soxr.resample(samples.astype(np.float32), own_rate, SAMPLE_RATE)
     wave *= PEAK / np.abs(wave).max()
-    soundfile.write(path, _trim(wave), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    soundfile.write(path, _with_even_edges(wave), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
 
 
-def _trim(wave: np.ndarray) -> np.ndarray:
-    loud = np.flatnonzero(np.abs(wave) > 0.02 * PEAK)
+def _with_even_edges(wave: Samples) -> Samples:
+    """Returns the wave with EDGE of quiet at both ends: espeak leaves from none to 53 ms."""
     edge = int(EDGE * SAMPLE_RATE)
-    return wave[max(0, loud[0] - edge) : loud[-1] + 1 + edge]
+    padded = np.pad(wave, edge)
+    loud = np.flatnonzero(np.abs(padded) > 0.02 * PEAK)
+    return padded[loud[0] - edge : loud[-1] + 1 + edge]
 
 
 @contextmanager
@@ -106,7 +112,7 @@ def _fresh_library(path: str) -> Iterator[ctypes.CDLL]:
     try:
         yield library
     finally:
-        import _ctypes
-
-        close = _ctypes.FreeLibrary if os.name == "nt" else _ctypes.dlclose
-        close(library._handle)
+        if sys.platform == "win32":
+            _ctypes.FreeLibrary(library._handle)
+        else:
+            _ctypes.dlclose(library._handle)

@@ -1,12 +1,12 @@
 """Whisper's encoder for sounds of any length, made of transformers' own layers.
 
 transformers' WhisperEncoder takes windows of 3000 frames only. This one takes any length up to that and computes
-(next to) no padding: all windows share one sequence for the convolutions, and rows as long as the longest window for
+next to no padding: all windows share one sequence for the convolutions, and rows as long as the longest window for
 attention. Splitting them into several calls by length would do too, but then ranks of a sharded model would run
 the layers different numbers of times, and hang.
 
 Letters: L features of all items end to end, N those of all windows (more, where windows are padded), D the width,
-R rows of T places.
+R rows of T places. `_frames` differ from item to item (jaxtyping checks no name that begins so).
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class WhisperEncoder(nn.Module):
         return self.layers
 
     def forward(
-        self, items: Sequence[tuple[Float[Tensor, "bins frames"], tuple[int, int, int]]]
+        self, items: Sequence[tuple[Float[Tensor, "bins _frames"], tuple[int, int, int]]]
     ) -> Float[Tensor, "L D"]:
         """The first t features of each item of grid (t, 1, 1), its windows in order, all items end to end."""
         windows = [value.split(self.window_frames, dim=1) for value, _ in items]
@@ -58,10 +58,9 @@ class WhisperEncoder(nn.Module):
         features = self._embedded([window for item in windows for window in item])
 
         places, segments = _rows([length for item in lengths for length in item])
-        places, segments = places.to(features.device), segments.to(features.device)
+        places, mask = places.to(features.device), _mask(segments, features.device)
         rows = features.new_zeros(segments.numel(), self.width).index_copy(0, places, features)
         rows = rows.unflatten(0, segments.shape)
-        mask = _mask(segments)
         for layer in self.layers:
             rows = layer(rows, mask)
 
@@ -69,20 +68,19 @@ class WhisperEncoder(nn.Module):
         real = torch.cat([item[:t] for item, (_, (t, _, _)) in zip(per_item, items, strict=True)])
         return self.layer_norm(rows.flatten(0, 1).index_select(0, real))
 
-    def _embedded(self, windows: Sequence[Float[Tensor, "bins frames"]]) -> Float[Tensor, "N D"]:
+    def _embedded(self, windows: Sequence[Float[Tensor, "bins _frames"]]) -> Float[Tensor, "N D"]:
         """The windows through both convolutions, with their positions."""
         dtype, device = self.conv1.weight.dtype, windows[0].device
-        # One sequence of slots: each has an even length, so that conv2's stride meets every window alike, and at least
-        # one empty frame at its end, so that no kernel of 3 reaches from one window into the next.
-        empty = [2 - window.shape[1] % 2 for window in windows]
-        mel = torch.cat([F.pad(window, (0, e)) for window, e in zip(windows, empty, strict=True)], dim=1)
-        is_real = torch.cat(
-            [torch.arange(w.shape[1] + e) < w.shape[1] for w, e in zip(windows, empty, strict=True)]
-        )
-        hidden = F.gelu(self.conv1(mel[None].to(dtype))) * is_real.to(device)  # conv2 sees zeros outside, as padding
+        frames = [window.shape[1] for window in windows]
+        # One sequence of slots. A slot's length is even, so that conv2's stride meets every window alike; at least one
+        # frame at its end is empty, so that no kernel of 3 reaches from one window into the next.
+        slots = [2 * (count // 2 + 1) for count in frames]
+        mel = torch.cat([F.pad(w, (0, slot - w.shape[1])) for w, slot in zip(windows, slots, strict=True)], dim=1)
+        is_real = torch.cat([torch.arange(slot) < count for count, slot in zip(frames, slots, strict=True)])
+        hidden = F.gelu(self.conv1(mel[None].to(dtype))) * is_real.to(device)  # zeros, as conv2's own padding would be
         hidden = F.gelu(self.conv2(hidden))
-        kept = is_real[::2].nonzero().flatten().to(device)  # found on the CPU: no device waits for it
-        positions = torch.cat([self.positions[: features_of(window.shape[1])] for window in windows])
+        kept = is_real[::2].nonzero().flatten().to(device)  # found on the CPU, so that the device need not wait
+        positions = torch.cat([self.positions[: features_of(count)] for count in frames])
         # Added in the weights' type: float32 under autocast, bf16 where the weights themselves are.
         return hidden[0].T.index_select(0, kept) + positions.to(dtype)
 
@@ -112,7 +110,11 @@ def _rows(lengths: Sequence[int]) -> tuple[Int[Tensor, " N"], Int[Tensor, "R T"]
     return places, segments.view(len(filled), longest)
 
 
-def _mask(segments: Int[Tensor, "R T"]) -> Bool[Tensor, "R 1 T T"]:
+def _mask(segments: Int[Tensor, "R T"], device: torch.device) -> Bool[Tensor, "R 1 T T"] | None:
+    """Which places see which: those of the same window. None, the fastest, where one window fills each row."""
+    if torch.equal(segments, segments[:, :1].expand_as(segments)):
+        return None
+    segments = segments.to(device)
     return segments[:, None, :, None] == segments[:, None, None, :]
 
 

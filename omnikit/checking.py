@@ -1,0 +1,88 @@
+"""What `omnikit check` finds out: the model on the meta device, each stage's rules, tokens of each medium."""
+
+from typing import Any
+
+import torch
+
+from omnikit.component import count
+from omnikit.model import OmniModel
+from omnikit.recipe import Recipe, built, reach
+from omnikit.stages import components, initialise, rules_by_parameter
+
+
+def check_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's model and stages as plain data. What is wrong with rules or `init` is raised, all of it at once."""
+    with torch.device("meta"):
+        model = OmniModel(recipe, frozenset(recipe.modalities))
+    faults: list[Exception] = []
+    stages: dict[str, Any] = {}
+    for name, stage in recipe.stages.items():
+        try:
+            initialise(model, dict(stage.init), name)
+            stages[name] = {"steps": stage.steps, "components": _components(recipe, name, model)}
+        except ExceptionGroup as group:
+            faults.extend(group.exceptions)
+        except ValueError as error:
+            faults.append(error)
+    if faults:
+        raise ExceptionGroup("recipe", faults)
+    tokens = _tokens(recipe)
+    return {"stages": stages, "tokens": tokens, "warnings": _warnings(recipe, tokens)}
+
+
+def _components(recipe: Recipe, stage: str, model: OmniModel) -> dict[str, dict[str, Any]]:
+    modalities = built(recipe, stage)
+    encoders = {recipe.modalities[name].encoder for name in modalities}
+    kept = {"backbone", *(f"encoders.{name}" for name in encoders)}
+    kept |= {f"modalities.{name}.projector" for name in modalities}
+    parameters = {
+        path: {f"{path}.{name}": parameter for name, parameter in module.named_parameters()}
+        for path, module in components(model).items()
+    }
+    names = [name for path in parameters if path in kept for name in parameters[path]]
+    rules = rules_by_parameter(names, recipe, stage)
+    found = {}
+    for path, own in parameters.items():
+        rates: dict[str, float | None] = {}
+        trainable = 0
+        for name, parameter in own.items():
+            if name in rules:
+                rule = rules[name].rule
+                rates[rules[name].path] = None if rule is None else rule.lr
+                trainable += 0 if rule is None else parameter.numel()
+        distinct = set(rates.values())
+        found[path] = {
+            "params": sum(parameter.numel() for parameter in own.values()),
+            "trainable": trainable,
+            "lr": rates if len(distinct) > 1 else next(iter(distinct), None),
+            "built": path in kept,
+        }
+    return found
+
+
+def _tokens(recipe: Recipe) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for name, modality in recipe.modalities.items():
+        sizes = modality.reader.sizes(recipe.encoders[modality.encoder].input)
+        found[name] = {size: count(modality.projector.shrink(grid)) for size, grid in sizes.items()}
+    return found
+
+
+def _warnings(recipe: Recipe, tokens: dict[str, dict[str, int]]) -> list[str]:
+    found = []
+    sources = {f"data.{name}": source for name, source in recipe.data.items()}
+    sources |= {f"heldout.{name}.data": entry.data for name, entry in recipe.heldout.items()}
+    for path, source in sources.items():
+        missing = source.missing()
+        if missing is not None:
+            found.append(f"{path}: {missing} is not there yet; `omnikit train` needs it")
+    for name, stage in recipe.stages.items():
+        reached = reach(recipe, name)
+        for modality, sizes in tokens.items():
+            largest, most = max(sizes.items(), key=lambda pair: pair[1])
+            if f"modalities.{modality}.projector" in reached and most > stage.batch.length:
+                found.append(
+                    f"stages.{name}.batch.length: {stage.batch.length} positions are fewer than the {most} tokens of "
+                    f"modality {modality} at its largest ({largest}); such a sample stops the run"
+                )
+    return found

@@ -1,0 +1,137 @@
+"""What every kind of medium shares: limits, errors, the parts that a sample means, and FFmpeg behind a fence."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+
+from omnikit.component import Medium
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.stream import Stream
+
+
+class MediaError(ValueError):
+    """A medium that cannot be used: *medium: what is wrong; what would be right*."""
+
+
+class MediaLimits(BaseModel):
+    """What a single medium may cost. The defaults admit what people make and refuse what only an attack makes.
+
+    Pictures are read whole, hence their own limit in bytes; sound and films are read as streams. `pixels` are those of
+    a picture or a frame: 50 million are 8660 x 5773, and 8K video has 33. Sound counts in the part that a sample means,
+    so ten minutes of a long recording can be asked for; 64 Mi samples are 256 MiB of float32, 11 minutes at 96 kHz.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_bytes: PositiveInt = 256 * 2**20
+    stream_bytes: PositiveInt = 8 * 2**30
+    pixels: PositiveInt = 50_000_000
+    audio_seconds: PositiveFloat = 600.0
+    audio_samples: PositiveInt = 64 * 2**20
+    audio_channels: PositiveInt = 64
+    video_seconds: PositiveFloat = 4 * 3600.0
+
+
+LIMITS = MediaLimits()
+
+# Demuxers that open nothing but the file they are given. Without this list FFmpeg takes a playlist or a concat script
+# for a film whatever its name, and opens the files and addresses written in it (tests/unit/test_media.py plants one).
+FILMS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,h264,hevc,ivf"
+SOUNDS = f"{FILMS},aac,ac3,eac3,aiff,amr,ape,au,caf,flac,mp3,tta,w64,wav,wv"
+GUESSING = ("aac", "ac3", "amr", "eac3", "mp3", "mpegvideo", "h264", "hevc")
+"""Formats without a header: their length is FFmpeg's guess from the bit rate, often far off."""
+
+
+@contextmanager
+def refusing(medium: Medium, errors: tuple[type[BaseException], ...], what: str, remedy: str) -> Iterator[None]:
+    """Turns a library's exceptions into a MediaError with the library's reason in it."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except errors as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise MediaError(f"{medium}: {what} ({reason}); {remedy}") from error
+
+
+def source_of(medium: Medium, most_bytes: int) -> str | BytesIO:
+    """The path or the bytes, once known to be there, a file, and neither empty nor too large."""
+    if isinstance(medium.source, bytes):
+        size = len(medium.source)
+    else:
+        # ValueError: a NUL in the name
+        with refusing(medium, (OSError, ValueError), "cannot be opened", "give the path of a file that is there"):
+            status = os.stat(medium.source)
+        if not stat.S_ISREG(status.st_mode):
+            raise MediaError(f"{medium}: is no regular file; give the path of a media file")
+        size = status.st_size
+    if not size:
+        raise MediaError(f"{medium}: is empty (0 bytes); replace the file")
+    if size > most_bytes:
+        raise MediaError(f"{medium}: has {size:,} bytes, over the limit of {most_bytes:,}; make it smaller")
+    return BytesIO(medium.source) if isinstance(medium.source, bytes) else medium.source
+
+
+def slack(seconds: float) -> float:
+    """Seconds by which a header may be wrong: 1 s, or 2 % of a longer medium. Beyond that the medium is bad."""
+    return max(1.0, 0.02 * seconds)
+
+
+def window(medium: Medium, seconds: float) -> tuple[float, float]:
+    """(start, end) in seconds of the part that is meant, of a medium that lasts `seconds`."""
+    start = 0.0 if medium.start is None else medium.start
+    end = seconds if medium.end is None else medium.end
+    if start >= seconds or end > seconds + slack(seconds):
+        raise MediaError(f"{medium}: lasts {seconds:.3f} s; give a start and an end within it")
+    if not 0 <= start < end:  # also true for NaN
+        raise MediaError(f"{medium}: has no part from {start} s to {end} s; give 0 <= start < end")
+    return start, min(end, seconds)
+
+
+@contextmanager
+def open_av(medium: Medium, formats: str, most_bytes: int) -> "Iterator[InputContainer]":
+    """The medium as a PyAV container that opens no other file; an FFmpeg error within the block is a MediaError."""
+    import av
+
+    source = source_of(medium, most_bytes)
+    # The prefix keeps a name such as "concat:a.mp4" a name; bytes need no protocol, so they are left none that exists.
+    name = f"file:{os.path.abspath(source)}" if isinstance(source, str) else source
+    options = {"format_whitelist": formats, "protocol_whitelist": "file" if isinstance(source, str) else "none"}
+    remedy = "give a file that ffprobe can read, such as mp4, webm or m4a"
+    with (
+        refusing(medium, (av.FFmpegError, OSError, MemoryError), "cannot be decoded", remedy),
+        av.open(name, container_options=options, metadata_errors="replace") as container,
+    ):
+        yield container
+
+
+def seconds_of(medium: Medium, container: "InputContainer", track: "Stream") -> float:
+    """How long a track lasts: as its header says or, where that says nothing, by walking its packets."""
+    guessed = container.format.name in GUESSING
+    if track.duration and track.time_base and not guessed:
+        return float(track.duration * track.time_base)
+    with suppress(ValueError):  # Matroska's length of this track
+        hours, minutes, seconds = track.metadata.get("DURATION", "").split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    if container.duration and not guessed:
+        return container.duration / 1e6
+    return _walked_seconds(medium, track.index)
+
+
+def _walked_seconds(medium: Medium, index: int) -> float:
+    first, last = float("inf"), float("-inf")
+    with open_av(medium, SOUNDS, LIMITS.stream_bytes) as container:
+        for packet in container.demux(container.streams[index]):
+            if packet.pts is not None and packet.time_base:
+                first = min(first, float(packet.pts * packet.time_base))
+                last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    if not first <= last:
+        raise MediaError(f"{medium}: holds nothing that can be decoded; replace the file")
+    return last - first

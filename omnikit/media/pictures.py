@@ -1,0 +1,116 @@
+"""Pictures by Pillow, within limits."""
+
+import struct
+from typing import TYPE_CHECKING
+
+from omnikit.component import Medium
+from omnikit.media.opening import LIMITS, MediaError, MediaLimits, refusing, source_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", *(b"P%d" % n for n in range(1, 7)))
+BRANDS = (b"avif", b"avis", b"mif1", b"heic", b"heix")
+ORIENTATION = 0x0112
+SIDEWAYS = (5, 6, 7, 8)
+
+
+def is_image(medium: Medium) -> bool:
+    """Whether the first bytes are a picture's. A GIF counts as a film, which it may be."""
+    source = source_of(medium, LIMITS.stream_bytes)
+    if isinstance(source, str):
+        with refusing(medium, (OSError,), "cannot be opened", "make it readable"), open(source, "rb") as file:
+            head = file.read(12)
+    else:
+        head = source.read(12)
+    in_riff = head[:4] == b"RIFF" and head[8:] == b"WEBP"
+    return head.startswith(MAGIC) or in_riff or (head[4:8] == b"ftyp" and head[8:] in BRANDS)
+
+
+def image_size(medium: Medium, limits: MediaLimits = LIMITS) -> tuple[int, int]:
+    """(width, height) in pixels of the upright picture, from its header alone."""
+    image, orientation = _open(medium, limits)
+    with image:
+        width, height = image.size
+    return (height, width) if orientation in SIDEWAYS else (width, height)
+
+
+def load_image(medium: Medium, limits: MediaLimits = LIMITS) -> "np.ndarray":
+    """The picture as uint8 (height, width, 3), read-only: upright, transparency over white, an animation's first frame.
+
+    Sixteen bits are cut to eight. Pixels without a scale (32-bit integers above 65535, floats) are a MediaError.
+    """
+    import numpy as np
+
+    image, orientation = _open(medium, limits)
+    with image, refusing(medium, _pillow_errors(), "is a broken picture", "replace the file"):
+        return np.asarray(_upright(_to_rgb(medium, image), orientation))
+
+
+def resize(image: "np.ndarray", width: int, height: int) -> "np.ndarray":
+    """Uint8 (height, width, 3) from uint8 (h, w, 3), bicubic with antialiasing."""
+    import numpy as np
+    from PIL import Image
+
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _open(medium: Medium, limits: MediaLimits) -> "tuple[Image, int]":
+    """The picture, not decoded yet, and its EXIF orientation (1 to 8)."""
+    from PIL import Image
+
+    source = source_of(medium, limits.image_bytes)
+    remedy = f"give one of {', '.join(FORMATS)}"
+    with refusing(medium, _pillow_errors(), "is no picture that can be read", remedy):
+        image = Image.open(source, formats=FORMATS)
+        width, height = image.size
+        # Pillow would decode a whole PNG to look for EXIF after the pixels: what stands before them is believed.
+        has_exif = image.format != "PNG" or "exif" in image.info
+        orientation = image.getexif().get(ORIENTATION, 1) if has_exif else 1
+    if width * height > limits.pixels:
+        image.close()
+        raise MediaError(f"{medium}: has {width} x {height} pixels, over the limit of {limits.pixels:,}; scale it down")
+    return image, orientation
+
+
+def _upright(image: "Image", orientation: int) -> "Image":
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return image.transpose(turns[orientation]) if orientation in turns else image
+
+
+def _to_rgb(medium: Medium, image: "Image") -> "Image":
+    import numpy as np
+    from PIL import Image
+
+    if image.mode == "F" or image.mode.startswith("I"):
+        deep = np.asarray(image)
+        if image.mode == "F" or deep.min() < 0 or deep.max() > 65535:
+            raise MediaError(f"{medium}: has {image.mode} pixels of unknown scale; save it with 8 or 16 bits a channel")
+        return Image.fromarray((deep >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+    return image.convert("RGB")
+
+
+def _pillow_errors() -> tuple[type[BaseException], ...]:
+    # Pillow has no base class of its own: these are what its parsers raise on broken files, found by flipping bytes.
+    # Its warning of a "bomb" is an exception where warnings are errors.
+    from PIL.Image import DecompressionBombError, DecompressionBombWarning
+
+    broken = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, struct.error)
+    return (*broken, MemoryError, DecompressionBombError, DecompressionBombWarning)

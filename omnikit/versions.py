@@ -1,0 +1,34 @@
+"""What a run depends on besides its recipe and data: versions and the machine."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, entry_points, version
+
+PACKAGES = ("omnikit", "torch", "transformers", "tokenizers", "safetensors", "numpy", "grain", "av", "decord", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Version of each package that can change a result, plugins included; "absent" where one is not installed."""
+    plugins = {entry.dist.name for entry in entry_points(group="omnikit") if entry.dist}
+    found = {}
+    for name in (*PACKAGES, *sorted(plugins - set(PACKAGES))):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def environment() -> dict[str, str]:
+    """`versions`, and the machine."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    machine = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "gpu": device,
+    }
+    return machine | versions()
