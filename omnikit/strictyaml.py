@@ -23,7 +23,7 @@ MAX_DEPTH = 40
 
 _NULL = re.compile(r"null|Null|NULL|~|")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
-_INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,30})")
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,4299})")  # more digits Python itself refuses
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 _ODD = {sign + word: float(sign + word[1:]) for sign in ("", "+", "-") for word in (".inf", ".Inf", ".INF")}
 _ODD |= {word: math.nan for word in (".nan", ".NaN", ".NAN")}
@@ -53,13 +53,18 @@ class RecipeError(ValueError):
     """What is wrong with a recipe: one line for each thing, all of them at once."""
 
     def __init__(self, messages: Iterable[str]) -> None:
-        self.messages = tuple(dict.fromkeys(messages))
+        self.messages = tuple(dict.fromkeys(map(_on_one_line, messages)))
         shown = self.messages[:50]
         rest = len(self.messages) - len(shown)
         super().__init__("\n".join([*shown, f"and {rest} more"] if rest else shown))
 
     def __reduce__(self) -> tuple[type["RecipeError"], tuple[tuple[str, ...]]]:
         return RecipeError, (self.messages,)
+
+
+def _on_one_line(message: str) -> str:
+    """The message with what is not printable escaped: it quotes strangers, who might write terminal commands."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
 
 
 class Table(dict[str, Any]):
@@ -192,7 +197,7 @@ class _Reader:
             place = self.place(event.start_mark.line)
             if not isinstance(key, str):
                 self.complain(event.start_mark.line, f"the key {str(key)[:60]} is no word; put it in quotes if it is")
-            elif key == "<<":
+            elif key == "<<" and event.style is None:
                 self.complain(event.start_mark.line, "the merge key <<; write the values out, or use `extends`")
             elif key in table:
                 first = table.places[key].line
@@ -239,6 +244,8 @@ class _Writer(yaml.SafeDumper):
     def resolve(self, kind: type, value: Any, implicit: Any) -> str:  # noqa: ANN401
         if kind is not yaml.ScalarNode:
             return "tag:yaml.org,2002:" + ("map" if kind is yaml.MappingNode else "seq")
+        if value == "<<" and implicit[0]:  # in quotes it is a string like any other
+            return "tag:yaml.org,2002:merge"
         known, meant = _plain(value) if implicit[0] else (False, value)
         return "tag:yaml.org,2002:" + (_TAGS[type(meant)] if known else "str")
 

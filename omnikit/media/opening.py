@@ -117,11 +117,13 @@ def seconds_of(medium: Medium, container: "InputContainer", track: "Stream") -> 
     guessed = container.format.name in GUESSING
     if track.duration and track.time_base and not guessed:
         return float(track.duration * track.time_base)
-    with suppress(ValueError):  # Matroska's length of this track
+    in_matroska = container.format.name.startswith("matroska")  # whose times of the end count from 0, not the start
+    start = float((track.start_time or 0) * track.time_base) if in_matroska else 0.0
+    with suppress(ValueError):  # Matroska's end of this track
         hours, minutes, seconds = track.metadata.get("DURATION", "").split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds) - start
     if container.duration and not guessed:
-        return container.duration / 1e6
+        return container.duration / 1e6 - start
     return _walked_seconds(medium, track.index)
 
 

@@ -109,8 +109,8 @@ def _to_rgb(medium: Medium, image: "Image") -> "Image":
 
 def _pillow_errors() -> tuple[type[BaseException], ...]:
     # Pillow has no base class of its own: these are what its parsers raise on broken files, found by flipping bytes.
-    # Its warning of a "bomb" is an exception where warnings are errors.
-    from PIL.Image import DecompressionBombError, DecompressionBombWarning
+    # A Warning is an exception where people turn warnings into errors.
+    from PIL.Image import DecompressionBombError
 
-    broken = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, struct.error)
-    return (*broken, MemoryError, DecompressionBombError, DecompressionBombWarning)
+    broken = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, RuntimeError)
+    return (*broken, struct.error, MemoryError, Warning, DecompressionBombError)

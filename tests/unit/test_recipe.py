@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jsonschema
 import pytest
 import yaml
+
 from omnikit.component import (
     BackboneConfig,
     Chat,
@@ -181,49 +182,121 @@ def test_a_dump_reloads_to_the_same_recipe_elsewhere(load, tmp_path):
 BAD = {
     # the schema
     "unknown key, top": ("run:", "ruin:", "r.yaml:27: ruin: is no known key; did you mean `run`?"),
-    "unknown key, stage": ("steps: 10", "stepz: 10", "r.yaml:16: stages.align.stepz: is no known key; did you mean `steps`?"),
-    "unknown key, component": ("max_tiles", "max_tile", "r.yaml:6: modalities.image.reader.max_tile: is no known key; did"),
+    "unknown key, stage": (
+        "steps: 10",
+        "stepz: 10",
+        "r.yaml:16: stages.align.stepz: is no known key; did you mean `steps`?",
+    ),
+    "unknown key, component": (
+        "max_tiles",
+        "max_tile",
+        "r.yaml:6: modalities.image.reader.max_tile: is no known key; did",
+    ),
     "missing key": ("    steps: 10\n", "", "r.yaml:15: stages.align.steps: is missing"),
     "missing section": ("backbone: hf_causal_lm\n", "", "r.yaml: backbone: is missing"),
-    "missing option": ("{type: conv_gmlp, rate: 4}", "conv_gmlp", "r.yaml:8: modalities.audio.projector.rate: is missing"),
+    "missing option": (
+        "{type: conv_gmlp, rate: 4}",
+        "conv_gmlp",
+        "r.yaml:8: modalities.audio.projector.rate: is missing",
+    ),
     "unknown component": (
         "pool_mlp",
         "pool_mpl",
         "r.yaml:6: modalities.image.projector: no projector is called 'pool_mpl'; did you mean `pool_mlp`? known: conv_gmlp,",
     ),
-    "unknown component, mapping": ("type: siglip", "type: sigclip", "r.yaml:3: encoders.vision.type: no encoder is called"),
-    "component of another kind": ("reader: anyres", "reader: whisper", "(it is the name of a component of kind encoder)"),
-    "import path as type": ("type: siglip", "type: torch.nn.Linear", "recipes name registered components, never import paths"),
-    "_target_": ("{type: siglip,", "{_target_: os.system,", "r.yaml:3: encoders.vision: needs the `type` of an encoder"),
-    "component is a list": ("audio: whisper", "audio: [whisper]", "r.yaml:4: encoders.audio: needs the `type` of an encoder"),
+    "unknown component, mapping": (
+        "type: siglip",
+        "type: sigclip",
+        "r.yaml:3: encoders.vision.type: no encoder is called",
+    ),
+    "component of another kind": (
+        "reader: anyres",
+        "reader: whisper",
+        "(it is the name of a component of kind encoder)",
+    ),
+    "import path as type": (
+        "type: siglip",
+        "type: torch.nn.Linear",
+        "recipes name registered components, never import paths",
+    ),
+    "_target_": (
+        "{type: siglip,",
+        "{_target_: os.system,",
+        "r.yaml:3: encoders.vision: needs the `type` of an encoder",
+    ),
+    "component is a list": (
+        "audio: whisper",
+        "audio: [whisper]",
+        "r.yaml:4: encoders.audio: needs the `type` of an encoder",
+    ),
     "component is nothing": ("audio: whisper", "audio:", "r.yaml:4: encoders.audio: needs the `type` of an encoder"),
     "type is a mapping": ("type: siglip", "type: {a: b}", "r.yaml:3: encoders.vision: needs the `type` of an encoder"),
     "unknown preset": ("preset: small", "preset: big", "siglip has no preset 'big'; presets: small"),
     "duplicate key": ("  audio: whisper", "  vision: whisper", "r.yaml:4: the key 'vision' again (first in line 3)"),
-    "word for a number": ("steps: 10", "steps: ten", "r.yaml:16: stages.align.steps: 'ten' does not fit; should be a valid"),
+    "word for a number": (
+        "steps: 10",
+        "steps: ten",
+        "r.yaml:16: stages.align.steps: 'ten' does not fit; should be a valid",
+    ),
     "boolean for a number": ("steps: 10", "steps: true", "r.yaml:16: stages.align.steps: true is no value for it"),
-    "boolean for an option": ("max_tiles: 9", "max_tiles: true", "modalities.image.reader.max_tiles: true is no value for it"),
+    "boolean for an option": (
+        "max_tiles: 9",
+        "max_tiles: true",
+        "modalities.image.reader.max_tiles: true is no value for it",
+    ),
     "number for a string": ("projector: pool_mlp", "projector: {type: pool_mlp, note: 1.0}", 'write "1.0" in quotes'),
-    "union, one line": ("preset: small", "width: 4, heads: [x]", "r.yaml:3: encoders.vision.heads: a list does not fit; should"),
+    "union, one line": (
+        "preset: small",
+        "width: 4, heads: [x]",
+        "r.yaml:3: encoders.vision.heads: a list does not fit; should",
+    ),
     "zero steps": ("steps: 10", "steps: 0", "stages.align.steps: 0 does not fit; should be greater than 0"),
     "negative length": ("length: 64", "length: -1", "stages.align.batch.length: -1 does not fit"),
     "micro and packs": ("micro: 2", "micro: 3", "r.yaml:17: stages.align.batch: micro 3 does not divide packs 4"),
-    "batch is a number": ("batch: {length: 64, packs: 4, micro: 2}", "batch: 4", "stages.align.batch: 4 does not fit; should be a m"),
+    "batch is a number": (
+        "batch: {length: 64, packs: 4, micro: 2}",
+        "batch: 4",
+        "stages.align.batch: 4 does not fit; should be a m",
+    ),
     "keep one": ("save: 5", "keep: 1", "run.keep: 1 does not fit; should be greater than or equal to 2"),
     "precision": ("save: 5", "precision: fp16", "run.precision: 'fp16' does not fit; should be 'fp32' or 'bf16'"),
     "clip": ("steps: 10", "steps: 10\n    clip: 0", "stages.align.clip: 0 does not fit; should be greater than 0"),
-    "warmup": ("warmup: 0.1", "warmup: 300", "stages.omni.schedule.warmup: 300 does not fit; should be less than or equal to 1"),
+    "warmup": (
+        "warmup: 0.1",
+        "warmup: 300",
+        "stages.omni.schedule.warmup: 300 does not fit; should be less than or equal to 1",
+    ),
     "schedule shape": ("shape: linear", "shape: liner", "should be 'constant', 'cosine' or 'linear'"),
-    "metric": ("metric: exact", "metric: bleu", "heldout.shapes.metric: 'bleu' does not fit; should be 'exact' or 'wer'"),
+    "metric": (
+        "metric: exact",
+        "metric: bleu",
+        "heldout.shapes.metric: 'bleu' does not fit; should be 'exact' or 'wer'",
+    ),
     "no stages": (GOOD[GOOD.index("stages:") : GOOD.index("run:")], "stages: {}\n", "stages: is empty"),
     "name in capitals": ("  vision:", "  Vision:", "r.yaml:3: encoders.Vision: 'Vision' is no name"),
     "name with a dot": ("  captions:", "  my.captions:", "data.my.captions: 'my.captions' is no name"),
     "modality text": ("  video:", "  text:", "r.yaml:7: modalities.text: `text` is every sample's own"),
-    "before without extends": ("steps: 10", "steps: 10\n    before: omni", "stages.align.before: `before` places a stage"),
+    "before without extends": (
+        "steps: 10",
+        "steps: 10\n    before: omni",
+        "stages.align.before: `before` places a stage",
+    ),
     # rates
-    "rate off": ("rest: frozen", "rest: off", "r.yaml:19: stages.align.train.rest: off is no learning rate; to keep something"),
-    "lr: off": ("rest: frozen", "rest: {lr: off}", "r.yaml:19: stages.align.train.rest.lr: off is no learning rate; to keep"),
-    "rate false": ("rest: frozen", "rest: false", "rest: false is no learning rate; to keep something as it is write `frozen`"),
+    "rate off": (
+        "rest: frozen",
+        "rest: off",
+        "r.yaml:19: stages.align.train.rest: off is no learning rate; to keep something",
+    ),
+    "lr: off": (
+        "rest: frozen",
+        "rest: {lr: off}",
+        "r.yaml:19: stages.align.train.rest.lr: off is no learning rate; to keep",
+    ),
+    "rate false": (
+        "rest: frozen",
+        "rest: false",
+        "rest: false is no learning rate; to keep something as it is write `frozen`",
+    ),
     "rate true": ("rest: frozen", "rest: true", "stages.align.train.rest: "),
     "rate negative": ("1e-3", "-1", "r.yaml:19: stages.align.train.modalities.image.projector: -1 is no learning rate"),
     "rate zero": ("1e-3", "0", "0 is no learning rate; to keep something as it is write `frozen`"),
@@ -233,11 +306,23 @@ BAD = {
     "rate a word": ("1e-3", "fast", "'fast' is no learning rate; write a number like 1e-4, or `frozen`"),
     "rate a list": ("1e-3", "[1]", "stages.align.train.modalities.image.projector: a list does not fit"),
     "rate nothing": ("1e-3", "", "stages.align.train.modalities.image.projector: "),
-    "weight decay negative": ("weight_decay: 0.1", "weight_decay: -0.1", "weight_decay: -0.1 does not fit; should be greater"),
+    "weight decay negative": (
+        "weight_decay: 0.1",
+        "weight_decay: -0.1",
+        "weight_decay: -0.1 does not fit; should be greater",
+    ),
     "rule's unknown key": ("weight_decay: 0.1", "wd: 0.1", "stages.omni.train.modalities.audio.wd: is no known key"),
     # shares
-    "share zero": ("{captions: 1}", "{captions: 0}", "stages.align.data.captions: 0 does not fit; should be greater than 0"),
-    "share NaN": ("{captions: 1}", "{captions: .nan}", "stages.align.data.captions: nan does not fit; should be a finite number"),
+    "share zero": (
+        "{captions: 1}",
+        "{captions: 0}",
+        "stages.align.data.captions: 0 does not fit; should be greater than 0",
+    ),
+    "share NaN": (
+        "{captions: 1}",
+        "{captions: .nan}",
+        "stages.align.data.captions: nan does not fit; should be a finite number",
+    ),
     "share true": ("{captions: 1}", "{captions: true}", "stages.align.data.captions: true is no value for it"),
     # what the parts say about each other
     "no such encoder": (
@@ -250,27 +335,51 @@ BAD = {
         "reader: anyres",
         "r.yaml:8: modalities.audio.reader: the reader 'anyres' makes Pixels, but the encoder 'audio' eats Mel; choose",
     ),
-    "encoder without input": ("preset: small", "width: 2000", "r.yaml:3: encoders.vision: no input fits: patch should be a valid integer"),
-    "unused encoder": ("  audio: whisper", "  audio: whisper\n  ear: whisper", "r.yaml:5: encoders.ear: no modality uses the"),
+    "encoder without input": (
+        "preset: small",
+        "width: 2000",
+        "r.yaml:3: encoders.vision: no input fits: patch should be a valid integer",
+    ),
+    "unused encoder": (
+        "  audio: whisper",
+        "  audio: whisper\n  ear: whisper",
+        "r.yaml:5: encoders.ear: no modality uses the",
+    ),
     "no such data": (
         "data: {captions: 1}",
         "data: {caption: 1}",
         "r.yaml:18: stages.align.data.caption: no data is called 'caption'; did you mean `captions`? data: captions, asr",
     ),
-    "data of an unknown modality": ("modalities: [audio]", "modalities: [sound]", "r.yaml:11: data.asr.modalities: 'sound' is no"),
+    "data of an unknown modality": (
+        "modalities: [audio]",
+        "modalities: [sound]",
+        "r.yaml:11: data.asr.modalities: 'sound' is no",
+    ),
     "held-out data of an unknown modality": (
         "held.jsonl, modalities: [image]",
         "held.jsonl, modalities: [imago]",
         "r.yaml:13: heldout.shapes.data.modalities: 'imago' is no modality; did you mean `image`?",
     ),
-    "as of an unknown modality": ("{image: video}", "{image: vidoe}", "stages.omni.data.captions.as.image: 'vidoe' is no modality"),
-    "as of what the data lacks": ("{image: video}", "{audio: video}", "as.audio: 'captions' has no 'audio'; its modalities: image"),
+    "as of an unknown modality": (
+        "{image: video}",
+        "{image: vidoe}",
+        "stages.omni.data.captions.as.image: 'vidoe' is no modality",
+    ),
+    "as of what the data lacks": (
+        "{image: video}",
+        "{audio: video}",
+        "as.audio: 'captions' has no 'audio'; its modalities: image",
+    ),
     "init of nothing": (
         "init: {modalities.video.projector",
         "init: {modalities.video.projectr",
         "r.yaml:21: stages.omni.init.modalities.video.projectr: 'modalities.video.projectr' is no component with tensors; did",
     ),
-    "init from nothing": ("projector: modalities.image.projector}", "projector: image}", "'image' is no component with tensors"),
+    "init from nothing": (
+        "projector: modalities.image.projector}",
+        "projector: image}",
+        "'image' is no component with tensors",
+    ),
     "init of itself": ("init: {modalities.video", "init: {modalities.image", "would be copied onto itself"),
     "rule of nothing": (
         "train: {modalities.image.projector",
@@ -283,28 +392,48 @@ BAD = {
         "train: {modalities.image.encoder",
         "trained under its own name; write `encoders.vision`",
     ),
-    "rule of a reader": ("train: {modalities.image.projector", "train: {modalities.image.reader", "a reader has no parameters"),
-    "rule of half a name": ("backbone.lm_head", "backbon", "'backbon' is the path of no component; did you mean `backbone`?"),
+    "rule of a reader": (
+        "train: {modalities.image.projector",
+        "train: {modalities.image.reader",
+        "a reader has no parameters",
+    ),
+    "rule of half a name": (
+        "backbone.lm_head",
+        "backbon",
+        "'backbon' is the path of no component; did you mean `backbone`?",
+    ),
     "rule for what no sample reaches": (
         "train: {modalities.image.projector",
         "train: {modalities.audio.projector",
         "r.yaml:19: stages.align.train.modalities.audio.projector: trains 'modalities.audio.projector', which no sample of "
         "the stage reaches (they hold text, image); write `frozen`, or add data for it",
     ),
-    "rule for an encoder that no sample reaches": ("{modalities.image.projector: 1e-3", "{encoders.audio: 1e-3", "which no sample"),
+    "rule for an encoder that no sample reaches": (
+        "{modalities.image.projector: 1e-3",
+        "{encoders.audio: 1e-3",
+        "which no sample",
+    ),
     "rule for what `as` leads away from": (
         "modalities.audio: {",
         "modalities.image: {",
         "trains 'modalities.image', which no sample of the stage reaches (they hold text, video, audio)",
     ),
-    "rest above": ("{modalities.image.projector: 1e-3, rest: frozen}", "{rest: frozen, backbone: 1e-3}", "stands below `rest`"),
+    "rest above": (
+        "{modalities.image.projector: 1e-3, rest: frozen}",
+        "{rest: frozen, backbone: 1e-3}",
+        "stands below `rest`",
+    ),
     "rule that never holds": (
         "{modalities.image.projector: 1e-3",
         "{modalities: 1e-3, modalities.image.projector: 2e-3",
         "train.modalities.image.projector: never holds, since `modalities` above it fits first; put",
     ),
     "nothing trains": ("1e-3", "frozen", "r.yaml:19: stages.align.train: trains nothing, everything is frozen; give"),
-    "no rules": ("train: {modalities.image.projector: 1e-3, rest: frozen}", "train: {}", "stages.align.train: is empty"),
+    "no rules": (
+        "train: {modalities.image.projector: 1e-3, rest: frozen}",
+        "train: {}",
+        "stages.align.train: is empty",
+    ),
 }
 
 
@@ -358,7 +487,9 @@ def test_extends_alone_is_the_same_recipe(extended, load):
 
 
 def test_mappings_merge_key_by_key(extended, tmp_path):
-    recipe = extended("encoders: {vision: {width: 32}}\nstages: {omni: {schedule: {floor: 0.1}, clip: 2}}\nrun: {seed: 9}\n")
+    recipe = extended(
+        "encoders: {vision: {width: 32}}\nstages: {omni: {schedule: {floor: 0.1}, clip: 2}}\nrun: {seed: 9}\n"
+    )
     assert recipe.encoders["vision"] == Siglip(preset="small", width=32, weights="google/siglip")
     assert (recipe.stages["omni"].schedule.shape, recipe.stages["omni"].schedule.floor) == ("linear", 0.1)
     assert (recipe.run.seed, recipe.run.save) == (9, 5)
@@ -397,7 +528,9 @@ NEW = "{steps: 1, batch: {length: 8, packs: 1}, data: {asr: 1}, train: {rest: 1e
 
 
 def test_before_places_new_stages_in_order(extended):
-    recipe = extended(f"stages:\n  a: {NEW}, before: omni}}\n  b: {NEW}, before: omni}}\n  c: {NEW}, before: a}}\n  d: {NEW}}}\n")
+    recipe = extended(
+        f"stages:\n  a: {NEW}, before: omni}}\n  b: {NEW}, before: omni}}\n  c: {NEW}, before: a}}\n  d: {NEW}}}\n"
+    )
     assert list(recipe.stages) == ["align", "c", "a", "b", "omni", "d"]
 
 
@@ -409,7 +542,9 @@ def test_faults_name_the_file_they_stand_in(extended, tmp_path):
         f"{tmp_path}/ablations/x.yaml:3",
     }
     (tmp_path / "base.yaml").write_text(changed("max_tiles: 9", "max_tiles: nine"))
-    with pytest.raises(RecipeError, match=rf"^{re.escape(str(tmp_path))}/base.yaml:6: modalities.image.reader.max_tiles"):
+    with pytest.raises(
+        RecipeError, match=rf"^{re.escape(str(tmp_path))}/base.yaml:6: modalities.image.reader.max_tiles"
+    ):
         extended("run: {seed: 1}\n")
 
 
@@ -483,7 +618,9 @@ SETS = {
     "run={seed: 8}": lambda r: (r.run.seed, r.run.save) == (8, 500),  # a node is replaced whole
     "modalities.audio.projector=pool_mlp": lambda r: r.modalities["audio"].projector == PoolMlp(),
     "modalities.image.projector.newline=false": lambda r: r.modalities["image"].projector == PoolMlp(newline=False),
-    "modalities.image.projector={type: conv_gmlp, rate: 2}": lambda r: r.modalities["image"].projector == ConvGmlp(rate=2),
+    "modalities.image.projector={type: conv_gmlp, rate: 2}": lambda r: (
+        r.modalities["image"].projector == ConvGmlp(rate=2)
+    ),
     "encoders.vision.weights=org/other": lambda r: r.encoders["vision"].weights == "org/other",
     "encoders.vision.weights=null": lambda r: r.encoders["vision"].weights is None,
     "encoders.audio.weights=./w": lambda r: r.encoders["audio"].weights == str(Path.cwd() / "w"),
@@ -497,7 +634,9 @@ SETS = {
     "stages.omni.data.asr.share=3": lambda r: r.stages["omni"].data["asr"].share == 3,
     "stages.omni=null": lambda r: list(r.stages) == ["align"],
     "stages.omni.schedule=null": lambda r: r.stages["omni"].schedule.shape == "cosine",
-    "stages.align.train.modalities.image.projector=2e-3": lambda r: rules(r) == [("modalities.image.projector", 2e-3), REST],
+    "stages.align.train.modalities.image.projector=2e-3": lambda r: (
+        rules(r) == [("modalities.image.projector", 2e-3), REST]
+    ),
     "stages.align.train.encoders.vision=1e-5": lambda r: (
         rules(r) == [("modalities.image.projector", 1e-3), ("encoders.vision", 1e-5), REST]
     ),
@@ -584,7 +723,12 @@ def test_reach_and_built(load):
 
 
 def test_text_alone_reaches_the_backbone_alone(load):
-    recipe = load(GOOD, "data.text_only={type: jsonl, path: t}", "stages.align.data={text_only: 1}", "stages.align.train={rest: 1}")
+    recipe = load(
+        GOOD,
+        "data.text_only={type: jsonl, path: t}",
+        "stages.align.data={text_only: 1}",
+        "stages.align.train={rest: 1}",
+    )
     assert (built(recipe, "align"), reach(recipe, "align")) == ((), {"backbone"})
 
 

@@ -7,8 +7,9 @@ import textwrap
 from pathlib import Path
 from typing import ClassVar
 
-import omnikit
 import pytest
+
+import omnikit
 from omnikit.component import EncoderConfig, Pixels, ProjectorConfig, ReaderConfig
 from omnikit.registry import Registry
 
@@ -75,7 +76,10 @@ def test_the_built_in_components_come_through_the_same_hook():
 
 
 BROKEN = {
-    "import fails": ("import no_such_module_anywhere", "ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
+    "import fails": (
+        "import no_such_module_anywhere",
+        "ModuleNotFoundError: No module named 'no_such_module_anywhere'",
+    ),
     "exits at import": ("raise SystemExit(3)", "SystemExit: 3"),
     "syntax": ("def (", "SyntaxError"),
     "no hook": ("x = 1", "no hook"),
@@ -96,7 +100,10 @@ BROKEN = {
         "@hookimpl\ndef omnikit_components(): return P",
         "TypeError",
     ),
-    "no Config": ("from omnikit.component import hookimpl\n@hookimpl\ndef omnikit_components(): return [int]", "no subclass"),
+    "no Config": (
+        "from omnikit.component import hookimpl\n@hookimpl\ndef omnikit_components(): return [int]",
+        "no subclass",
+    ),
     "an instance": (
         "from omnikit.component import *\nclass P(ProjectorConfig):\n    type = 'p'\n"
         "@hookimpl\ndef omnikit_components(): return [P()]",
@@ -139,7 +146,9 @@ def test_two_packages_with_one_plugin_name_are_both_refused_by_name(install):
     install("omnikit-good", "good", GOOD.format(name="Good", type="good_mlp"))
     registry = Registry.load()
     reasons = {found.broken for found in plugin(registry, "same")}
-    assert reasons == {"two packages register the plugin name 'same': omnikit-one 1.5 and omnikit-two 1.5; uninstall one"}
+    assert reasons == {
+        "two packages register the plugin name 'same': omnikit-one 1.5 and omnikit-two 1.5; uninstall one"
+    }
     assert registry.get("projector", "good_mlp")
     with pytest.raises(ValueError, match="omnikit-one 1.5 and omnikit-two 1.5"):
         registry.get("projector", "one")

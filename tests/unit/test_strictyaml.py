@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from omnikit.strictyaml import RecipeError, Table, Text, read_file, read_text, write
 
 
@@ -120,7 +121,9 @@ def test_errors_survive_pickling():
     assert pickle.loads(pickle.dumps(error)).messages == error.messages
 
 
-LAUGHS = "a: &a [lol]\n" + "".join(f"{b}: &{b} [{f'*{a}, ' * 9}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+LAUGHS = "a: &a [lol]\n" + "".join(
+    f"{b}: &{b} [{f'*{a}, ' * 9}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
 BOMBS = {
     "billion laughs": LAUGHS,
     "brackets": "[" * 250_000,
@@ -175,7 +178,9 @@ def test_a_path_with_a_nul_is_refused():
         read_file("a\0b")
 
 
-@pytest.mark.parametrize("word", ["off", "1e-3", "", "null", "012", "0x1", "true", "~", "2024-01-31", "a: b", "# x", "*"])
+@pytest.mark.parametrize(
+    "word", ["off", "1e-3", "", "null", "012", "0x1", "true", "~", "2024-01-31", "a: b", "# x", "*"]
+)
 def test_written_strings_stay_strings(word):
     assert read(write({"key": word, word or "empty": [word]})) == {"key": word, word or "empty": [word]}
 

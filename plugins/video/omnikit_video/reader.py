@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+    from decord import VideoReader
 
     from omnikit.component import Medium
 
@@ -36,8 +37,9 @@ GRACE = 1e-3
 SEEK_BLINDLY = 10.0
 """Seconds ahead from which a key frame is looked for even where the file's index does not tell of one."""
 
-BY_DECORD = {"h264", "vp8", "vp9"}
-"""What decord 0.6 decodes right. Of HEVC it returns other frames than it is asked for; AV1 it does not have."""
+BY_DECORD = ("mov", "matroska"), ("h264", "vp8", "vp9"), ("yuv420p", "yuvj420p")
+"""Containers, codecs and pixels that decord 0.6 decodes right. Of HEVC and MPEG-TS it returns other frames than it is
+asked for, of ten bits other colours; AV1 it does not have."""
 
 
 class Clip(NamedTuple):
@@ -68,16 +70,14 @@ def views(medium: "Medium", size: int, fps: float, max_tiles: int, num_views: in
         clip = Clip(1, _views_of(image.shape[1], image.shape[0], size, max_tiles))
         _frames_in(medium, clip, num_views)
         return _cut(image, size, clip.views)
-    pixels = np.empty((num_views, size, size, 3), np.uint8)
     with open_video(medium) as container:
         clip = _survey_film(medium, container, size, fps, max_tiles)
         times = clip.times(_frames_in(medium, clip, num_views))
-        frames = None
-        if decoder == "decord":
-            frames = _by_decord(medium, container, times)
+        pixels = np.empty((len(times), clip.views, size, size, 3), np.uint8)
+        frames = _by_decord(medium, container, times) if decoder == "decord" else None
         for i, frame in enumerate(frames or _by_pyav(medium, container, times)):
-            pixels[i * clip.views : (i + 1) * clip.views] = _cut(frame, size, clip.views)
-    return pixels
+            pixels[i] = _cut(frame, size, clip.views)
+    return pixels.reshape(num_views, size, size, 3)
 
 
 def _survey_film(medium: "Medium", container: "InputContainer", size: int, fps: float, max_tiles: int) -> Clip:
@@ -159,15 +159,17 @@ def _seek(
     container: "InputContainer", track: "VideoStream", target: int
 ) -> "tuple[Iterator[VideoFrame], VideoFrame | None]":
     """The frames from a key frame that is shown no later than the target; the first of them apart."""
-    origin, back = track.start_time or 0, 0
+    second = round(1 / float(track.time_base))
+    # A second early, for the first key frame is decoded before it is shown
+    earliest, back = (track.start_time or 0) - second, 0
     while True:
-        container.seek(max(target - back, origin), stream=track)
+        container.seek(max(target - back, earliest), stream=track)
         coming = _decoded(container, track)
         first = next(coming, None)
-        # Containers seek by decoding time: a frame found so may be shown after the target. Then from further back.
-        if target - back <= origin or (first is not None and first.pts <= target):
+        # Containers seek by decoding time, so what is found may be shown after the target: then from further back.
+        if target - back <= earliest or (first is not None and first.pts <= target):
             return coming, first
-        back = 2 * back or round(1 / float(track.time_base))
+        back = 2 * back or second
 
 
 def _check_end(medium: "Medium", time: float, end: float) -> None:
@@ -181,7 +183,8 @@ def _check_end(medium: "Medium", time: float, end: float) -> None:
 def _by_decord(medium: "Medium", container: "InputContainer", times: Sequence[float]) -> Iterator[np.ndarray] | None:
     """The same frames by decord, or None where it cannot open the file or would give others."""
     track = container.streams.video[0]
-    if track.codec_context.name not in BY_DECORD or track.codec_context.pix_fmt not in ("yuv420p", "yuvj420p"):
+    kind = container.format.name.split(",")[0], track.codec_context.name, track.codec_context.pix_fmt
+    if not all(own in right for own, right in zip(kind, BY_DECORD, strict=True)):
         return None
     try:
         import decord
@@ -192,13 +195,13 @@ def _by_decord(medium: "Medium", container: "InputContainer", times: Sequence[fl
         film = decord.VideoReader(source, num_threads=1)
     except (decord.DECORDError, RuntimeError, AssertionError):
         return None
-    shown = film.get_frame_timestamp(range(len(film)))
-    return _decord_frames(medium, film, shown - float((track.start_time or 0) * track.time_base), times)
+    return _decord_frames(medium, film, times)
 
 
-def _decord_frames(medium: "Medium", film: object, shown: np.ndarray, times: Sequence[float]) -> Iterator[np.ndarray]:
+def _decord_frames(medium: "Medium", film: "VideoReader", times: Sequence[float]) -> Iterator[np.ndarray]:
     import decord
 
+    shown = film.get_frame_timestamp(range(len(film)))  # (frames, 2): from and to, in s after the first frame
     for time in times:
         index = int(np.searchsorted(shown[:, 0], np.float32(time + GRACE), side="right")) - 1
         _check_end(medium, time, float(shown[-1, 1]))

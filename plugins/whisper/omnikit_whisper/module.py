@@ -12,7 +12,7 @@ R rows of T places. `_frames` differ from item to item (jaxtyping checks no name
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import WhisperConfig
@@ -37,6 +37,7 @@ class WhisperEncoder(nn.Module):
             activation_dropout=0.0,
             attn_implementation="sdpa",
         )
+        self.config = config
         self.conv1 = nn.Conv1d(mel_bins, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
         self.layers = nn.ModuleList(WhisperEncoderLayer(config) for _ in range(layers))
@@ -58,7 +59,9 @@ class WhisperEncoder(nn.Module):
         features = self._embedded([window for item in windows for window in item])
 
         places, segments = _rows([length for item in lengths for length in item])
-        places, mask = places.to(features.device), _mask(segments, features.device)
+        places, mask = places.to(features.device), _mask(segments, features)
+        # transformers' layers look this up at every call. On a CPU the plain formula is three times as fast in bf16.
+        self.config._attn_implementation = "eager" if features.device.type == "cpu" else "sdpa"
         rows = features.new_zeros(segments.numel(), self.width).index_copy(0, places, features)
         rows = rows.unflatten(0, segments.shape)
         for layer in self.layers:
@@ -110,12 +113,14 @@ def _rows(lengths: Sequence[int]) -> tuple[Int[Tensor, " N"], Int[Tensor, "R T"]
     return places, segments.view(len(filled), longest)
 
 
-def _mask(segments: Int[Tensor, "R T"], device: torch.device) -> Bool[Tensor, "R 1 T T"] | None:
-    """Which places see which: those of the same window. None, the fastest, where one window fills each row."""
+def _mask(segments: Int[Tensor, "R T"], like: Tensor) -> Float[Tensor, "R 1 T T"] | None:
+    """0 where places are of the same window, else the lowest number. None, the fastest, where a window fills each row."""
     if torch.equal(segments, segments[:, :1].expand_as(segments)):
         return None
-    segments = segments.to(device)
-    return segments[:, None, :, None] == segments[:, None, None, :]
+    segments = segments.to(like.device)
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    dtype = torch.get_autocast_dtype(like.device.type) if torch.is_autocast_enabled(like.device.type) else like.dtype
+    return torch.zeros(same.shape, dtype=dtype, device=like.device).masked_fill(~same, torch.finfo(dtype).min)
 
 
 def check_positions(trained: Float[Tensor, "T D"], weights: str) -> None:
