@@ -6,6 +6,7 @@ the modules' side of the contract is in `omnikit.protocols`. Nothing here import
 import late, so that recipes are checked and listed in a fraction of a second.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -165,7 +166,7 @@ class Located(Protocol):
 
 def _resolve(value: object) -> object:
     folder = getattr(value, "folder", None)
-    return str(Path(folder, str(value)).absolute()) if isinstance(value, str) and folder else value
+    return os.path.abspath(Path(folder, str(value))) if isinstance(value, str) and folder else value
 
 
 RecipePath = Annotated[str, BeforeValidator(_resolve)]

@@ -166,7 +166,7 @@ def _rule(value: Any) -> Any:  # noqa: ANN401
 
 
 Train = dict[str, Annotated[Rule | Literal["frozen"], BeforeValidator(_rule)]]
-"""Rules by path, in order: the first that fits a parameter's name holds."""
+"""Rules by path, in order: the first that fits a name holds; `rest`, last, fits all that the stage builds."""
 
 
 class Batch(Strict):

@@ -6,6 +6,7 @@ merge keys, no equal keys, one document; only `true` and `false` are booleans (P
 anything. Every mapping knows the file and line of its keys and every string the folder that paths in it start from.
 """
 
+import io
 import math
 import re
 import stat
@@ -32,7 +33,6 @@ _HINTS = {
     "mapping values are not allowed here": "put a value that holds `: ` in quotes, and look at the indentation",
     "that cannot start any token": "indent with spaces; put a value that starts with % @ or ` in quotes",
     "special characters are not allowed": "remove the control character",
-    "but found '*'": "the rule for all the rest is the word `rest`",
     "expected alphabetic or numeric character": "a lone * or & has a meaning; the rule for all the rest is `rest`",
     "could not find expected ':'": "write `key: value`",
     "levels deep": "a recipe is flat",
@@ -91,17 +91,14 @@ def read_file(path: str | Path) -> Table:
     name, path = str(path), Path(path)
     try:
         mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise RecipeError([f"{name}: is a folder; give a recipe file"])
-        if not stat.S_ISREG(mode):
-            raise RecipeError([f"{name}: is no regular file; give a recipe file"])
-        with path.open("rb") as file:
+        with path.open("rb") if stat.S_ISREG(mode) else io.BytesIO() as file:  # opening a pipe would wait
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        if isinstance(error, RecipeError):
-            raise
         reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
         raise RecipeError([f"{name}: cannot be read: {reason}; give the path of a recipe file"]) from error
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise RecipeError([f"{name}: is {what}; give a recipe file"])
     if len(data) > MAX_BYTES:
         raise RecipeError([f"{name}: is larger than {MAX_BYTES // 1024} KiB; a recipe is a short text"])
     try:
@@ -254,17 +251,18 @@ _TAGS = {type(None): "null", bool: "bool", int: "int", float: "float"}
 
 
 def _text(writer: yaml.SafeDumper, text: str) -> yaml.Node:
-    return writer.represent_scalar("tag:yaml.org,2002:str", str(text))
+    return writer.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
 
 
 def _mapping(writer: yaml.SafeDumper, values: dict[str, Any]) -> yaml.Node:
-    node = writer.represent_mapping("tag:yaml.org,2002:map", values.items(), flow_style=False)
-    node.flow_style = _width(node) < 90 and _depth(node) <= 2
-    return node
+    return _short_on_one_line(writer.represent_mapping("tag:yaml.org,2002:map", values.items()))
 
 
 def _sequence(writer: yaml.SafeDumper, values: Iterable[Any]) -> yaml.Node:
-    node = writer.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=False)
+    return _short_on_one_line(writer.represent_sequence("tag:yaml.org,2002:seq", values))
+
+
+def _short_on_one_line(node: yaml.CollectionNode) -> yaml.Node:
     node.flow_style = _width(node) < 90 and _depth(node) <= 2
     return node
 
@@ -290,9 +288,7 @@ def _float(writer: yaml.SafeDumper, value: float) -> yaml.Node:
     return writer.represent_scalar("tag:yaml.org,2002:float", repr(value))
 
 
-_Writer.add_multi_representer(str, _text)
 _Writer.add_representer(str, _text)
-_Writer.add_multi_representer(dict, _mapping)
 _Writer.add_representer(dict, _mapping)
 _Writer.add_representer(list, _sequence)
 _Writer.add_representer(tuple, _sequence)

@@ -18,7 +18,6 @@ def chat(
             "--medium",
             metavar="MODALITY=FILE",
             help="A medium of the question, e.g. --medium image=a.png --medium audio=b.flac. Repeatable, in order.",
-            default_factory=list,
             show_default=False,
         ),
     ] = [],  # noqa: B006  (typer wants the literal)

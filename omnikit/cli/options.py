@@ -15,7 +15,6 @@ SetOption = Annotated[
         "--set",
         metavar="PATH=VALUE",
         help="Replace one node of the recipe, e.g. --set modalities.audio.projector=mlp. The value is YAML. Repeatable.",
-        default_factory=list,
         show_default=False,
     ),
 ]

@@ -68,9 +68,9 @@ def _open(medium: Medium, limits: MediaLimits) -> "tuple[Image, int]":
     with refusing(medium, _pillow_errors(), "is no picture that can be read", remedy):
         image = Image.open(source, formats=FORMATS)
         width, height = image.size
-        # Pillow would decode a whole PNG to look for EXIF after the pixels: what stands before them is believed.
-        has_exif = image.format != "PNG" or "exif" in image.info
-        orientation = image.getexif().get(ORIENTATION, 1) if has_exif else 1
+        # Pillow turns a TIFF by itself, and would decode a whole PNG to look for EXIF that stands after the pixels.
+        ignored = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
+        orientation = 1 if ignored else image.getexif().get(ORIENTATION, 1)
     if width * height > limits.pixels:
         image.close()
         raise MediaError(f"{medium}: has {width} x {height} pixels, over the limit of {limits.pixels:,}; scale it down")

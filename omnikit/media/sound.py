@@ -166,7 +166,8 @@ def _decoded(container: "InputContainer", track: "AudioStream", first: int) -> "
     """(position in samples, mono samples) of each frame, from one that begins at `first` or earlier."""
     import av
 
-    origin, tick = track.start_time or 0, float(track.time_base)
+    tick = float(track.time_base)
+    origin = max(0, track.start_time or 0)  # below 0 is a codec's run-up, of which nothing is decoded
     frames = container.decode(track)
     if first > RUN_UP * track.rate:
         container.seek(origin + int((first / track.rate - RUN_UP) / tick), stream=track)

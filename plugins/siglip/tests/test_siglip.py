@@ -188,7 +188,10 @@ def test_anyres_reads_every_grid_it_lists_and_tiles_are_the_picture_in_order() -
         item = reader.read(medium, PIXELS, grid)
         assert item.grid == grid and item.value.shape == (grid[0], 3, 32, 32)
         np.testing.assert_array_equal(item.value[:1], square)
-    rows = [np.concatenate(list(row), axis=2) for row in reader.read(medium, PIXELS, (7, 4, 4)).value[1:].reshape(2, 3, 3, 32, 32)]
+    rows = [
+        np.concatenate(list(row), axis=2)
+        for row in reader.read(medium, PIXELS, (7, 4, 4)).value[1:].reshape(2, 3, 3, 32, 32)
+    ]
     np.testing.assert_array_equal(np.concatenate(rows, axis=1), pixels.transpose(2, 0, 1))  # 2 x 3 tiles fit exactly
 
 

@@ -38,8 +38,8 @@ SEEK_BLINDLY = 10.0
 """Seconds ahead from which a key frame is looked for even where the file's index does not tell of one."""
 
 BY_DECORD = ("mov", "matroska"), ("h264", "vp8", "vp9"), ("yuv420p", "yuvj420p")
-"""Containers, codecs and pixels that decord 0.6 decodes right. Of HEVC and MPEG-TS it returns other frames than it is
-asked for, of ten bits other colours; AV1 it does not have."""
+"""Containers, codecs and pixels that decord 0.6 may decode. Of HEVC and MPEG-TS it returns other frames than it is
+asked for, of ten bits other colours, of turned films rows of the wrong length; AV1 it does not have."""
 
 
 class Clip(NamedTuple):
@@ -181,10 +181,10 @@ def _check_end(medium: "Medium", time: float, end: float) -> None:
 
 
 def _by_decord(medium: "Medium", container: "InputContainer", times: Sequence[float]) -> Iterator[np.ndarray] | None:
-    """The same frames by decord, or None where it cannot open the file or would give others."""
+    """The same frames by decord, or None where it cannot open the file or is known to give others."""
     track = container.streams.video[0]
     kind = container.format.name.split(",")[0], track.codec_context.name, track.codec_context.pix_fmt
-    if not all(own in right for own, right in zip(kind, BY_DECORD, strict=True)):
+    if not all(own in right for own, right in zip(kind, BY_DECORD, strict=True)) or _is_turned(medium):
         return None
     try:
         import decord
@@ -196,6 +196,12 @@ def _by_decord(medium: "Medium", container: "InputContainer", times: Sequence[fl
     except (decord.DECORDError, RuntimeError, AssertionError):
         return None
     return _decord_frames(medium, film, times)
+
+
+def _is_turned(medium: "Medium") -> bool:
+    with open_video(medium) as container:
+        frame = next(_decoded(container, container.streams.video[0]), None)
+    return frame is not None and frame.rotation != 0
 
 
 def _decord_frames(medium: "Medium", film: "VideoReader", times: Sequence[float]) -> Iterator[np.ndarray]:

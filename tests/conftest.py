@@ -1,0 +1,233 @@
+"""A world of eight colours on disk, and recipes small enough to train in a second.
+
+Every modality says the same kind of thing: a picture, a clip of three frames or a tone stands for a colour, and the
+answer names it.
+"""
+
+import copy
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from omnikit.recipe import Recipe
+from omnikit.registry import Registry
+
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 200, 30),
+    "blue": (30, 30, 220),
+    "white": (250, 250, 250),
+    "black": (5, 5, 5),
+    "cyan": (30, 220, 220),
+    "pink": (250, 120, 180),
+    "brown": (120, 70, 20),
+}
+SIDE = 16
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """More threads would only fight over the cores, and bitwise tests compare runs of one thread."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def registry():
+    return Registry.load()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A folder with text.jsonl, image.jsonl, video.jsonl, audio.jsonl, mixed.jsonl and their media."""
+    folder = tmp_path_factory.mktemp("world")
+    rows = {name: [] for name in ("text", "image", "video", "audio", "mixed")}
+    for number, (colour, rgb) in enumerate(COLOURS.items()):
+        Image.new("RGB", (SIDE, SIDE), rgb).save(folder / f"{number}.png")
+        _film(folder / f"{number}.mp4", rgb)
+        _tone(folder / f"{number}.wav", 200 + 150 * number)
+        rows["text"].append(_row(f"t{number}", [{"text": f"{colour}?"}], colour))
+        rows["image"].append(_row(f"i{number}", [{"image": f"{number}.png"}, {"text": "colour?"}], colour))
+        rows["video"].append(_row(f"v{number}", [{"video": f"{number}.mp4"}, {"text": "colour?"}], colour))
+        rows["audio"].append(_row(f"a{number}", [{"audio": f"{number}.wav"}], colour))
+        rows["mixed"].append(_row(f"m{number}", [{"image": f"{number}.png"}, {"audio": f"{number}.wav"}], colour))
+    for name, records in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def _row(name, content, answer):
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    return {"id": name, "turns": turns}
+
+
+def _film(path, rgb, frames=3):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=2)
+        stream.width = stream.height = SIDE
+        stream.pix_fmt = "yuv420p"
+        for number in range(frames):
+            pixels = np.full((SIDE, SIDE, 3), rgb, np.uint8)
+            pixels[:, : 4 * number] = 255 - pixels[:, : 4 * number]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _tone(path, hertz, seconds=0.25, rate=16000):
+    time = np.arange(int(seconds * rate)) / rate
+    soundfile.write(path, (0.3 * np.sin(2 * np.pi * hertz * time)).astype(np.float32), rate, subtype="PCM_16")
+
+
+BACKBONE = {
+    "type": "hf_causal_lm",
+    "config": {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+    },
+    "chat": {
+        "prefix": {"user": "<|user|>", "assistant": "<|assistant|>"},
+        "suffix": {"assistant": "<|end|>"},
+        "stop": "<|end|>",
+    },
+    "words": list(COLOURS),
+}
+ENCODERS = {
+    "vision": {"type": "siglip", "width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "image_size": 16, "patch_size": 4},
+    "audio": {
+        "type": "whisper",
+        "width": 16,
+        "layers": 1,
+        "heads": 2,
+        "mlp_width": 32,
+        "mel_bins": 80,
+        "window": 1,
+        "padding": "ragged",
+    },
+}
+MODALITIES = {
+    "image": {"reader": "square", "encoder": "vision", "projector": "pool_mlp"},
+    "video": {
+        "reader": {"type": "frames", "fps": 2, "max_frames": 3, "max_tiles": 1},
+        "encoder": "vision",
+        "projector": "video_conv",
+    },
+    "audio": {"reader": "waveform", "encoder": "audio", "projector": {"type": "conv_gmlp", "rate": 2}},
+}
+HOLDS = {"text": [], "image": ["image"], "video": ["video"], "audio": ["audio"], "mixed": ["image", "audio"]}
+
+
+def stage(data, train, **settings):
+    """A stage of a few steps with constant rates, so that every step moves something."""
+    defaults = {
+        "steps": 3,
+        "batch": {"length": 48, "packs": 2, "micro": 1},
+        "schedule": {"shape": "constant", "warmup": 0},
+    }
+    return {**defaults, "data": data, "train": train, **settings}
+
+
+FIVE_STAGES = {
+    "language": stage({"text": 1}, {"backbone": 1e-2}),
+    "image": stage({"image": 1}, {"modalities.image.projector": 1e-2, "rest": "frozen"}),
+    "video_images": stage(
+        {"image": {"share": 1, "as": {"image": "video"}}, "video": 1},
+        {"modalities.video.projector": 1e-2, "rest": "frozen"},
+        init={"modalities.video.projector": "modalities.image.projector"},
+    ),
+    "audio": stage({"audio": 1}, {"backbone": "frozen", "encoders.audio": 1e-2, "modalities.audio": 1e-2}),
+    "omni": stage(
+        {"text": 1, "image": 1, "video": 1, "audio": 1, "mixed": 1},
+        {"backbone.model.layers.0": "frozen", "encoders.vision": "frozen", "rest": 3e-3},
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def parts():
+    """The plain parts of the tiny recipe, to be copied and changed: backbone, encoders, modalities, stages, stage()."""
+
+    class Parts:
+        backbone, encoders, modalities, stages = BACKBONE, ENCODERS, MODALITIES, FIVE_STAGES
+
+    Parts.stage = staticmethod(stage)
+    return Parts
+
+
+@pytest.fixture(scope="session")
+def recipe_of(world, registry):
+    """recipe_of(stages, config={...}, run={...}, ...) -> a Recipe of the tiny parts that the stages' data needs.
+
+    `config` changes the backbone's configuration; `backbone`, `encoders`, `modalities` and `data` replace whole tables.
+    """
+
+    def make(stages=FIVE_STAGES, *, config=None, run=None, **tables):
+        used = {source for entry in stages.values() for source in entry["data"]}
+        data = {
+            name: {"type": "jsonl", "path": str(world / f"{name}.jsonl"), "modalities": held}
+            for name, held in HOLDS.items()
+            if name in used
+        }
+        tree = {
+            "backbone": BACKBONE,
+            "encoders": ENCODERS,
+            "modalities": MODALITIES,
+            "data": data,
+            "stages": stages,
+            "run": {"precision": "fp32", "save": 2, **(run or {})},
+            **tables,
+        }
+        tree = copy.deepcopy(tree)
+        tree["backbone"]["config"] |= config or {}
+        return Recipe.model_validate(tree, context=registry)
+
+    return make
+
+
+class Quiet:
+    """A display that keeps what it is shown."""
+
+    def __init__(self):
+        self.stages, self.records = [], []
+
+    def stage(self, name, done, steps):
+        self.stages.append((name, done, steps))
+
+    def step(self, record):
+        self.records.append(record)
+
+
+@pytest.fixture
+def quiet():
+    return Quiet()
+
+
+@pytest.fixture(scope="session")
+def tensors_of():
+    """tensors_of(folder) -> every tensor of a folder's safetensors by name."""
+    from safetensors import safe_open
+
+    def read(folder):
+        found = {}
+        for path in sorted(Path(folder).glob("*.safetensors")):
+            with safe_open(path, framework="pt") as opened:
+                found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        return found
+
+    return read
+
+
+@pytest.fixture
+def small_windows(monkeypatch):
+    """Windows of 16 samples instead of 512: resuming at a window's edge is then a matter of a few steps."""
+    monkeypatch.setattr("omnikit.data.WINDOW", 16)

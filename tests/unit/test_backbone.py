@@ -1,0 +1,272 @@
+"""hf_causal_lm: packed rows equal separate ones in loss and gradients, padding is harmless, the cache changes nothing."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from omnikit.builtin.backbone import CausalLM, documents
+from omnikit.packing import positions_of
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+
+def built(model_type="llama", seed=0, **changes):
+    torch.manual_seed(seed)
+    return CausalLM({"model_type": model_type, **SIZES, "tie_word_embeddings": False, **changes})
+
+
+def ids_of(length, seed):
+    return torch.randint(0, SIZES["vocab_size"], (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def row_of(pieces, length):
+    """One row of pieces (ids, segment number) and padding: a number alone is so many places of padding."""
+    ids, segments = torch.zeros(1, length, dtype=torch.long), torch.zeros(1, length, dtype=torch.long)
+    column, number = 0, 0
+    for piece in pieces:
+        if isinstance(piece, int):
+            column += piece
+            continue
+        number += 1
+        ids[0, column : column + len(piece)], segments[0, column : column + len(piece)] = piece, number
+        column += len(piece)
+    assert column <= length
+    return ids, segments
+
+
+def logits_of(model, ids, segments):
+    return model.head(model.hidden(model.embed(ids), segments, positions_of(segments)))
+
+
+def alone(model, ids):
+    return logits_of(model, ids[None], torch.ones(1, len(ids), dtype=torch.long))[0]
+
+
+def plainly(whole, ids):
+    """Logits of transformers' own model, with its own attention and its own mask."""
+    return whole(input_ids=ids[None]).logits[0]
+
+
+def next_token_loss(logits, ids):
+    return cross_entropy(logits[:-1], ids[1:], reduction="sum")
+
+
+# ------------------------------------------------------------------------------------------------------- documents()
+
+
+def naive(segments):
+    """{(row, number): flat positions} of the equal positive runs."""
+    rows, length = segments.shape
+    found = {}
+    for row in range(rows):
+        for column in range(length):
+            if segments[row, column] > 0:
+                found.setdefault((row, int(segments[row, column])), []).append(row * length + column)
+    return list(found.values())
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[1, 1, 1, 2, 2, 0]],
+        [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]],  # a document ends where its row does
+        [[0, 0, 1, 1, 0, 2], [0, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6]],
+        [[3, 3, 1, 1, 1, 2]],
+    ],
+)
+def test_documents_finds_every_run_and_its_way_back(rows):
+    segments = torch.tensor(rows)
+    docs = documents(segments)
+    flat = torch.arange(segments.numel())
+    found = []
+    for bucket in docs.buckets:
+        lengths = [int((line != line[-1]).sum()) + 1 for line in bucket]
+        assert max(lengths) <= 2 * min(lengths), "documents of like length share a bucket"
+        found += [line[:length].tolist() for line, length in zip(bucket, lengths, strict=True)]
+    assert sorted(found) == sorted(naive(segments))
+    outputs = torch.cat([*(bucket.flatten() for bucket in docs.buckets), torch.tensor([-1])])
+    back = outputs[docs.order]
+    assert torch.equal(back, torch.where(segments.flatten() > 0, flat, -1)), "each place gets its own output back"
+
+
+# ---------------------------------------------------------------------------------------------------- packed = unpacked
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_the_decoder_is_transformers_own(model_type):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = built(model_type)
+    whole = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type, **SIZES, tie_word_embeddings=False), attn_implementation="eager"
+    )
+    whole.load_state_dict(model.state_dict(), strict=True)
+    ids = ids_of(19, seed=1)
+    # float32; two formulas for attention
+    torch.testing.assert_close(alone(model, ids), plainly(whole, ids), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_packed_equals_unpacked_in_loss_and_every_gradient(model_type, tied):
+    model = built(model_type, tie_word_embeddings=tied)
+    texts = [ids_of(length, seed) for seed, length in enumerate((17, 5, 2, 30, 8, 1))]
+
+    loss = sum(next_token_loss(alone(model, ids), ids) for ids in texts)
+    loss.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+
+    first, second = row_of([texts[3], texts[0], texts[1], 3], 56), row_of([2, texts[2], 1, texts[5], texts[4], 7], 56)
+    ids, segments = torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]])
+    logits, flat_segments = logits_of(model, ids, segments).flatten(0, 1), segments.flatten()
+    follows = (flat_segments[:-1] == flat_segments[1:]) & (flat_segments[1:] > 0)
+    follows[55] = False
+    packed = cross_entropy(logits[:-1][follows], ids.flatten()[1:][follows], reduction="sum")
+    packed.backward()
+
+    torch.testing.assert_close(packed, loss, rtol=1e-5, atol=0)
+    for name, parameter in model.named_parameters():
+        # A gradient sums terms that nearly cancel: the error is measured against the tensor's largest entry.
+        scale = float(expected[name].abs().max())
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_document_does_not_see_its_neighbours():
+    model = built()
+    first, second, other = ids_of(9, 1), ids_of(12, 2), ids_of(9, 3)
+    with torch.no_grad():
+        before = logits_of(model, *row_of([first, second], 24))[0, 9:21]
+        after = logits_of(model, *row_of([other, second], 24))[0, 9:21]
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("pieces", [[5, "x", 3], ["x", 8], [8, "x"], [1, "x", 1, "x", 2]])
+def test_padding_is_harmless_wherever_it_stands(pieces):
+    model, text = built(), ids_of(7, 4)
+    ids, segments = row_of([text if piece == "x" else piece for piece in pieces], 20)
+    noise = torch.where(segments > 0, ids, ids_of(20, 5)[None])  # what stands on padding must not matter
+    with torch.no_grad():
+        logits = logits_of(model, noise, segments)
+        for number in range(1, int(segments.max()) + 1):
+            torch.testing.assert_close(logits[segments == number], alone(model, text), rtol=1e-5, atol=1e-6)
+
+
+def test_rows_that_are_all_padding_are_finite_forwards_and_backwards():
+    model, text = built(), ids_of(6, 6)
+    segments = torch.zeros(3, 12, dtype=torch.long)
+    segments[1, :6] = 1
+    ids = torch.zeros(3, 12, dtype=torch.long)
+    ids[1, :6] = text
+    logits = logits_of(model, ids, segments)
+    assert logits.isfinite().all()
+    next_token_loss(logits[1, :6], text).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    nothing = logits_of(model, ids, torch.zeros_like(segments))
+    assert nothing.isfinite().all()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_runs_under_bf16_autocast(model_type):
+    model = built(model_type)
+    ids, segments = row_of([ids_of(21, 1), ids_of(9, 2), 2], 32)
+    exact = logits_of(model, ids, segments)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = logits_of(model, ids, segments)
+    assert logits.dtype == torch.bfloat16
+    real = segments > 0
+    torch.testing.assert_close(logits.float()[real], exact[real], rtol=0.05, atol=0.05)  # bf16 has 8 bits
+    logits[real].float().square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+# ---------------------------------------------------------------------------------------------------------- generation
+
+
+def greedily(model, ids, steps):
+    """Tokens written one by one, everything computed anew for each."""
+    for _ in range(steps):
+        ids = torch.cat([ids, alone(model, ids)[-1:].argmax(-1)])
+    return ids[-steps:]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@torch.inference_mode()
+def test_generation_with_a_cache_equals_computing_all_anew(model_type):
+    model, steps = built(model_type, seed=3), 12
+    prompts = [ids_of(length, seed) for seed, length in enumerate((3, 11, 1, 7), 20)]
+    expected = [greedily(model, ids, steps).tolist() for ids in prompts]
+    assert len({tuple(row) for row in expected}) > 1, "four prompts with one answer would prove nothing"
+
+    longest = max(map(len, prompts))
+    ids, mask = torch.zeros(4, longest, dtype=torch.long), torch.zeros(4, longest, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :], mask[row, longest - len(prompt) :] = prompt, 1
+    embeds, cache, written = model.embed(ids), None, []
+    embeds[mask == 0] = 100.0  # what stands on padding must not matter
+    for _ in range(steps):
+        hidden, cache = model.extend(embeds, mask, cache)
+        tokens = model.head(hidden[:, -1]).argmax(-1)
+        written.append(tokens)
+        embeds, mask = model.embed(tokens[:, None]), torch.cat([mask, mask.new_ones(4, 1)], dim=1)
+    assert torch.stack(written, 1).tolist() == expected
+
+
+@torch.inference_mode()
+def test_extend_equals_hidden_in_one_go_and_in_pieces():
+    model, ids = built(), ids_of(14, 8)
+    whole = model.hidden(model.embed(ids[None]), torch.ones(1, 14, dtype=torch.long), torch.arange(14)[None])
+    cache, parts = None, []
+    for begin, end in ((0, 5), (5, 6), (6, 14)):
+        hidden, cache = model.extend(model.embed(ids[None, begin:end]), torch.ones(1, end, dtype=torch.long), cache)
+        parts.append(hidden)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-5, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------- configuration
+
+
+def test_an_unknown_key_of_config_is_an_error_that_names_it():
+    with pytest.raises(ValueError, match=r"^backbone\.config: llama has no num_layerz; see transformers' LlamaConfig$"):
+        built(num_layerz=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"model_type": "lama"}, "lama"), ({"hidden_size": 30}, "backbone.config"), ({"hidden_size": "wide"}, "hidden_size")],
+)
+def test_a_config_that_transformers_refuses_is_one_line(changes, named):
+    with pytest.raises(ValueError, match="^backbone.config: ") as caught:
+        built(**changes)
+    assert named in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_tied_and_untied():
+    tied, untied = built(tie_word_embeddings=True), built(tie_word_embeddings=False)
+    assert tied.lm_head.weight is tied.base.embed_tokens.weight
+    assert list(tied.tied()) == [("lm_head.weight", "model.embed_tokens.weight")]
+    assert not list(untied.tied())
+    assert untied.lm_head.weight.data_ptr() != untied.base.embed_tokens.weight.data_ptr()
+    assert len(list(untied.parameters())) == len(list(tied.parameters())) + 1
+
+
+def test_parameters_are_named_as_in_transformers():
+    names = set(dict(built("qwen2").named_parameters()))
+    assert {"model.embed_tokens.weight", "model.layers.1.self_attn.q_proj.bias", "model.norm.weight", "lm_head.weight"} <= names
+    assert len(built().blocks) == 2
+
+
+def test_built_on_meta_has_the_same_names_and_shapes():
+    with torch.device("meta"):
+        meta = built()
+    real = built()
+    assert {n: p.shape for n, p in meta.named_parameters()} == {n: p.shape for n, p in real.named_parameters()}
+    assert all(parameter.is_meta for parameter in meta.parameters())
