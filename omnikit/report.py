@@ -11,8 +11,9 @@ from omnikit.generate import Run
 from omnikit.heldout import Table, measure
 from omnikit.recipe import Recipe
 from omnikit.registry import Registry
+from omnikit.report_cards import Card
 from omnikit.report_charts import curves, smooth
-from omnikit.report_page import Card, page
+from omnikit.report_page import page
 from omnikit.versions import environment, versions
 
 CARDS = 12

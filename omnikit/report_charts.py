@@ -52,8 +52,10 @@ def chart(lines: Mapping[str, Curve], groups: Sequence[str], steps: int) -> str:
     """A stage's curves over its `steps` steps, linear axes from 0."""
     top = max((max(losses) for _, losses in lines.values()), default=1.0) or 1.0
     left = min((first[0] for first, _ in lines.values()), default=0)
-    across, up = _ticks(steps), _ticks(top)
-    top = max(top, up[-1])
+    across, up = [tick for tick in _ticks(steps) if tick == int(tick)], _ticks(top)
+    if up[-1] < top:
+        up.append(round(up[-1] + up[1], 10))
+    top = up[-1]
 
     def x(step: float) -> float:
         return LEFT + (RIGHT - LEFT) * step / max(steps, 1)
@@ -75,11 +77,10 @@ def chart(lines: Mapping[str, Curve], groups: Sequence[str], steps: int) -> str:
         chosen = sorted({round(i * (len(at) - 1) / (POINTS - 1)) for i in range(POINTS)})
         points = " ".join(f"{x(at[i]):.1f},{y(losses[i]):.1f}" for i in chosen)
         colour = _colour(groups.index(group))
+        shape = f'polyline class="{colour}" points="{points}"'
         if len(at) == 1:
-            spot = points.split(",")
-            parts.append(f'<circle class="{colour}" cx="{spot[0]}" cy="{spot[1]}" r="2.5"/>')
-        else:
-            parts.append(f'<polyline class="{colour}" points="{points}"><title>{escape(group)}</title></polyline>')
+            shape = f'circle class="{colour}" cx="{x(at[0]):.1f}" cy="{y(losses[0]):.1f}" r="2.5"'
+        parts.append(f"<{shape}><title>{escape(group)}</title></{shape.split()[0]}>")
     spoken = ", ".join(f"{group} {losses[0]:.2f} to {losses[-1]:.2f}" for group, (_, losses) in lines.items())
     words = f"Loss from step {left} to {steps}: {spoken}" if lines else "No step yet"
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(words)}">{"".join(parts)}</svg>'

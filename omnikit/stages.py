@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed._composable import checkpoint
 
@@ -36,7 +37,7 @@ def rules_by_parameter(names: Iterable[str], recipe: Recipe, stage_name: str) ->
 
     A parameter without a rule, and a rule that no parameter is under, are errors, all listed at once.
     """
-    stage = recipe.stages[stage_name]
+    stage, names = recipe.stages[stage_name], list(names)
     found: dict[str, Matched] = {}
     faults: list[str] = []
     uncovered: list[str] = []
@@ -53,7 +54,7 @@ def rules_by_parameter(names: Iterable[str], recipe: Recipe, stage_name: str) ->
             f"{where}: no rule for {len(uncovered)} parameters, such as {uncovered[0]}; add a rule, or `rest: frozen`"
         )
     used = {matched.path for matched in found.values()}
-    absent = [path for path in modules(recipe) if not any(within(name, path) for name in found)]
+    absent = [path for path in modules(recipe) if not any(within(name, path) for name in names)]
     for path in stage.train:
         # A rule may speak of a component that this stage does not build: nothing of it can train.
         elsewhere = any(within(path, component) or within(component, path) for component in absent)
@@ -103,11 +104,14 @@ def optimizer_of(model: nn.Module, rules: dict[str, Matched]) -> torch.optim.Ada
 
 
 def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
-    """What the peak rate is multiplied by at step 1..steps: linear warm-up, then the shape down to `floor`."""
+    """What the peak rate is multiplied by at step 1..steps: linear warm-up, then the shape down towards `floor`.
+
+    `floor` would be reached one step after the last: every step trains, also where there is but one.
+    """
     warmup = round(schedule.warmup * steps)
     if step <= warmup:
         return step / warmup
-    done = (step - warmup) / max(steps - warmup, 1)
+    done = (step - 1 - warmup) / (steps - warmup)
     if schedule.shape == "constant":
         return 1.0
     shape = 0.5 * (1 + math.cos(math.pi * done)) if schedule.shape == "cosine" else 1.0 - done
@@ -136,24 +140,36 @@ def _seeded(seed: int, path: str) -> Iterator[None]:
 
 def _load_pretrained(path: str, module: nn.Module, config: BackboneConfig | EncoderConfig) -> None:
     target = module.state_dict()
-    missing = set(target) - {name for name, _ in getattr(module, "tied", lambda: ())()}
-    with torch.no_grad():
+    ties = dict(getattr(module, "tied", lambda: ())())
+    missing = set(target) - set(ties)
+    shared: dict[str, Tensor] = {}
+    try:
         for name, tensor in config.pretrained():
             if name not in target:
-                if name in dict(getattr(module, "tied", lambda: ())()):
-                    continue
                 raise ValueError(f"{path}.weights: {config.weights} holds {name}, which the model has not; check preset")
             if target[name].shape != tensor.shape:
                 raise ValueError(
                     f"{path}.weights: {name} is {tuple(tensor.shape)} in {config.weights} and "
                     f"{tuple(target[name].shape)} in the recipe; take the preset that belongs to the weights"
                 )
-            target[name].copy_(tensor)
+            if name in ties:
+                shared[name] = tensor
+                continue
+            with torch.no_grad():
+                target[name].copy_(tensor)
             missing.discard(name)
+    except SafetensorError as error:
+        raise ValueError(f"{path}.weights: {config.weights} holds a broken .safetensors file ({error})") from error
     if missing:
         raise ValueError(
             f"{path}.weights: {config.weights} lacks {len(missing)} tensors, such as {sorted(missing)[0]}; check preset"
         )
+    for name, tensor in shared.items():
+        if not torch.equal(tensor.to(target[name].dtype), target[name]):
+            raise ValueError(
+                f"{path}.weights: {name} is not {ties[name]} in {config.weights}, but the recipe ties them; "
+                "set tie_word_embeddings: false in its config"
+            )
 
 
 def initialise(model: OmniModel, init: dict[str, str], stage_name: str) -> list[str]:

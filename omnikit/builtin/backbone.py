@@ -1,8 +1,9 @@
-"""The `hf_causal_lm` backbone's module: any transformers causal LM, with attention that follows `segments`.
+"""The `hf_causal_lm` backbone's module: a transformers causal LM, with attention that follows `segments`.
 
 Letters: B rows of T positions, H width, N documents, S the longest document of a bucket, A attention heads, D head width.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -71,6 +72,7 @@ def _attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return output, None
+    _check_full(docs, kwargs)
     rows, heads, length, _ = query.shape
     # Rotary embeddings leave query and key in float32 under autocast.
     states = (query.to(value.dtype), key.to(value.dtype), value)
@@ -88,6 +90,18 @@ def _attend(
     return torch.cat(outputs).index_select(0, docs.order).unflatten(0, (rows, length)), None
 
 
+def _check_full(docs: Documents, asked: dict[str, Any]) -> None:
+    """Refuse what a layer asks of its attention beyond causality and is not done here."""
+    longest = max((bucket.shape[1] for bucket in docs.buckets), default=0)
+    refused = [name for name in ("softcap", "s_aux") if asked.get(name) is not None]
+    refused += ["sliding_window"] if (asked.get("sliding_window") or longest) < longest else []
+    if refused:
+        raise ValueError(
+            f"backbone.config: its attention has {', '.join(refused)}, which packed training does not do for documents "
+            f"of {longest} positions; take another model, or for sliding_window a shorter batch.length"
+        )
+
+
 def _kernels(query: Tensor, length: int) -> list[SDPBackend]:
     """On a CPU, short documents in bfloat16 go three times as fast through the plain formula (`docs/log.md`)."""
     short = query.device.type == "cpu" and query.dtype == torch.bfloat16 and length <= 256
@@ -103,19 +117,44 @@ ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)
 ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, _mask)
 
 
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Turns what transformers raises about a configuration, of many kinds and lines, into one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"backbone.config: {reason[:300]}; see transformers' documentation of the model") from error
+
+
+def _check_packs(whole: nn.Module) -> None:
+    """Refuse a model in which one document of a packed row would see another: that would train, and be wrong."""
+    config, base = whole.config, whole.base_model
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    own_attention = not whole._supports_attention_backend or whole._is_stateful or kinds
+    if own_attention or not hasattr(base, "layers") or not hasattr(base, "embed_tokens"):
+        raise ValueError(
+            f"backbone.config: {config.model_type} is not a plain stack of attention layers behind transformers' "
+            "attention interface; take one that is, such as llama, mistral, phi3, qwen2, qwen3 or olmo2"
+        )
+
+
 class CausalLM(nn.Module):
     """A transformers causal LM under its own parameter names (`model.layers.0...`, `lm_head.weight`)."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        hf_config = AutoConfig.for_model(**config)
+        with _refusing():
+            hf_config = AutoConfig.for_model(**config)
         unknown = sorted(set(config) - set(type(hf_config)().to_dict()) - {"model_type"})
         if unknown:
             raise ValueError(
                 f"backbone.config: {config['model_type']} has no {', '.join(unknown)}; "
                 f"see transformers' {type(hf_config).__name__}"
             )
-        whole = AutoModelForCausalLM.from_config(hf_config, attn_implementation=ATTENTION)
+        with _refusing():
+            whole = AutoModelForCausalLM.from_config(hf_config, attn_implementation=ATTENTION)
+        _check_packs(whole)
         self.base_name: str = whole.base_model_prefix
         self.add_module(self.base_name, whole.base_model)
         self.lm_head = whole.get_output_embeddings()

@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = json.loads(
 
 
 class HFCausalLM(BackboneConfig):
-    """Any transformers causal language model.
+    """A transformers causal language model of plain attention layers: llama, mistral, phi3, qwen2, qwen3, olmo2, ...
 
     `config` is transformers' own configuration of the architecture (`model_type` and what differs from its defaults);
     presets carry it for known models. The tokenizer is that of `tokenizer_from`, by default of `weights`. Without

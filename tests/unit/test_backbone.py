@@ -100,14 +100,14 @@ def test_documents_finds_every_run_and_its_way_back(rows):
 # ---------------------------------------------------------------------------------------------------- packed = unpacked
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "granite"])
 def test_the_decoder_is_transformers_own(model_type):
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = built(model_type)
-    whole = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(model_type, **SIZES, tie_word_embeddings=False), attn_implementation="eager"
-    )
+    other_scale = {"attention_multiplier": 0.9} if model_type == "granite" else {}
+    model = built(model_type, **other_scale)
+    config = AutoConfig.for_model(model_type, **SIZES, tie_word_embeddings=False, **other_scale)
+    whole = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     whole.load_state_dict(model.state_dict(), strict=True)
     ids = ids_of(19, seed=1)
     # float32; two formulas for attention
@@ -231,6 +231,18 @@ def test_extend_equals_hidden_in_one_go_and_in_pieces():
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-5, atol=1e-5)
 
 
+@torch.inference_mode()
+def test_positions_count_from_the_first_real_place():
+    # Rotary positions are relative, so no output would show it: the decoder is asked what it was given.
+    model, seen = built(), []
+    model.base.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["position_ids"].tolist()), with_kwargs=True)
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    _, cache = model.extend(torch.zeros(2, 4, 32), mask, None)
+    model.extend(torch.zeros(2, 1, 32), torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1), cache)
+    model.hidden(torch.zeros(1, 5, 32), torch.tensor([[1, 1, 0, 2, 2]]), torch.tensor([[0, 1, 0, 0, 1]]))
+    assert seen == [[[0, 0, 0, 1], [0, 1, 2, 3]], [[2], [4]], [[0, 1, 0, 0, 1]]]
+
+
 # ------------------------------------------------------------------------------------------------------- configuration
 
 
@@ -247,6 +259,29 @@ def test_a_config_that_transformers_refuses_is_one_line(changes, named):
     with pytest.raises(ValueError, match="^backbone.config: ") as caught:
         built(**changes)
     assert named in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+REFUSED = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2},
+    "lfm2": {"hidden_size": 32, "num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
+}
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_an_architecture_that_would_leak_between_documents_is_refused(model_type):
+    with pytest.raises(ValueError, match=rf"^backbone\.config: {model_type} is not a plain stack of attention layers"):
+        CausalLM({"model_type": model_type, "vocab_size": 61, **REFUSED[model_type]})
+
+
+def test_attention_beyond_causality_is_refused_where_it_would_matter():
+    model = built("mistral", sliding_window=8)
+    assert alone(model, ids_of(8, 1)).isfinite().all()  # no document reaches out of the window
+    with pytest.raises(ValueError, match=r"^backbone\.config: its attention has sliding_window, .* of 9 positions"):
+        alone(model, ids_of(9, 1))
+    with pytest.raises(ValueError, match="its attention has softcap"):
+        alone(built("gemma2", head_dim=8), ids_of(9, 1))
 
 
 def test_tied_and_untied():

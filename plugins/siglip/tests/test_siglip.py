@@ -1,6 +1,8 @@
 """The siglip encoder against transformers' own, and the picture readers."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -217,3 +219,9 @@ def test_what_is_no_picture_is_a_value_error(reader: SquareConfig | AnyresConfig
 
 def test_the_hook_lists_encoder_and_readers() -> None:
     assert [component.type for component in omnikit_components()] == ["siglip", "square", "anyres"]
+
+
+def test_the_package_imports_no_heavy_library() -> None:
+    code = "import sys, omnikit_siglip; print(sorted({'torch', 'transformers', 'PIL', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -131,7 +131,7 @@ def _by_pyav(medium: "Medium", container: "InputContainer", times: Sequence[floa
             coming, after = _seek(container, track, target)
             shown, ended = None, after is None
         while not ended and (after is None or after.pts <= target):
-            shown, after = after or shown, next(coming, None)
+            shown, after = after, next(coming, None)
             ended = after is None
         frame = shown or after
         if frame is None:
