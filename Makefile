@@ -1,6 +1,7 @@
 # Two commands matter: `make train` and `make test`. Each sets up what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
+PLUGINS := $(wildcard plugins/*/pyproject.toml)
 
 .PHONY: train test install lint fix schema clean
 
@@ -13,14 +14,14 @@ test: install  ## run the tests, offline
 
 install: .venv/installed  ## make .venv with omnikit, its plugins and its tools
 
-.venv/installed: pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
+.venv/installed: pyproject.toml constraints.txt $(PLUGINS)
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "omnikit needs Python 3.11 or newer; run make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "setuptools>=77" \
-	  --editable ".[speech,dev]" $(foreach plugin,$(wildcard plugins/*),--editable $(plugin))
+	  --editable ".[speech,dev]" $(foreach file,$(PLUGINS),--editable $(dir $(file)))
 	touch $@
 
-lint: install  ## style, types, and the import contract
+lint: install  ## style, types, and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -30,9 +30,14 @@ from omnikit.strictyaml import read_file
 from omnikit.versions import versions
 
 COMMIT = "COMMIT"
+ORDER = "[order]"
 STATE = "state.json"
 MAY_CHANGE = frozenset({"run.save", "run.keep", "run.log"})
 """Paths of a recipe that may differ when a run goes on: they change nothing that is computed."""
+
+
+BEGINNING = frozenset({"lock.json", "lock.json.tmp", "recipe.yaml.tmp"})
+"""What a run that was killed as it began can have left."""
 
 
 class Checkpoint(NamedTuple):
@@ -66,8 +71,8 @@ def flat_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write and commit one checkpoint folder. Whatever was there uncommitted is removed first."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Write and commit one checkpoint folder. Whatever was there is removed first."""
+    _remove(folder)
     folder.mkdir(parents=True)
     with _single_process():
         dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder)), no_dist=True)
@@ -75,18 +80,44 @@ def save(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) 
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for path in files:
         if path.suffix == ".safetensors":
+            _sort_metadata(path)
             # The writer has been seen to put other things into files of this name and to report success.
             with safe_open(path, framework="pt") as opened:
                 opened.keys()
         _sync(path)
     hashes = {path.name: _sha256(path) for path in files}
     write_atomically(folder / COMMIT, json.dumps(hashes, indent=1) + "\n")
+    _sync(folder.parent)
+
+
+def _remove(folder: Path) -> None:
+    # COMMIT goes first: a kill in between leaves a folder that does not count, never one that is half there.
+    (folder / COMMIT).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Equal tensors make equal files: safetensors writes its few words of metadata in a random order."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        assert len(text) == size, path
+        file.seek(8)
+        file.write(text)
 
 
 def load_into(folder: Path, tensors: Mapping[str, Tensor]) -> set[str]:
     """Fill those of `tensors` that the folder holds, in place; the names filled. Other shapes are a ValueError."""
-    stored = names_in(folder)
+    stored = _shapes_in(folder)
     wanted = {name: tensor for name, tensor in tensors.items() if name in stored}
+    for name, tensor in wanted.items():
+        if stored[name] != tuple(tensor.shape):
+            raise ValueError(
+                f"{folder}: {name} is {stored[name]} there and {tuple(tensor.shape)} in the recipe; it belongs to "
+                "another recipe; give --out another folder"
+            )
     if wanted:
         with _single_process():
             dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
@@ -95,10 +126,14 @@ def load_into(folder: Path, tensors: Mapping[str, Tensor]) -> set[str]:
 
 def names_in(folder: Path) -> set[str]:
     """The names of the tensors in a checkpoint folder."""
-    found: set[str] = set()
+    return set(_shapes_in(folder))
+
+
+def _shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as opened:
-            found.update(opened.keys())
+            found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     return found
 
 
@@ -108,6 +143,8 @@ def verify(folder: Path) -> str | None:
         hashes = json.loads((folder / COMMIT).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         return f"{folder / COMMIT}: cannot be read ({error})"
+    if not isinstance(hashes, dict) or STATE not in hashes:
+        return f"{folder / COMMIT}: is no list of hashes"
     for name, expected in hashes.items():
         path = folder / name
         if not path.is_file():
@@ -148,7 +185,7 @@ class RunFolder:
                 raise ValueError(
                     f"{self.path}: data.{changed[0]} has changed since this run began; give --out another folder"
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and {found.name for found in self.path.iterdir()} - BEGINNING:
             raise ValueError(f"{self.path}: is not empty and holds no run; give --out a new folder")
         self.path.mkdir(parents=True, exist_ok=True)
         # The recipe comes last: a folder that has one has all of its beginning.
@@ -178,9 +215,7 @@ class RunFolder:
         """Commit a step, then remove all but the newest `keep` of the stage."""
         save(self.path / stage / f"step-{step:06d}", tensors, state)
         for old in self.committed(stage)[:-keep]:
-            # COMMIT goes first: a kill in between leaves a folder that does not count, never one that is half there.
-            (old.folder / COMMIT).unlink()
-            shutil.rmtree(old.folder)
+            _remove(old.folder)
 
     def sweep(self, stages: Iterable[str]) -> None:
         """Remove what a kill left half-written."""
@@ -205,7 +240,10 @@ class RunFolder:
                     continue
 
     def forget_after(self, stage: str, step: int) -> None:
-        """Drop the metrics of steps that will be run again."""
+        """Drop what there is of steps that will be run again: their metrics, and checkpoints that are damaged."""
+        for later in self.committed(stage):
+            if later.step > step:
+                _remove(later.folder)
         path = self.path / "metrics.jsonl"
         if path.is_file():
             kept = [line for line in self.metrics() if not (line["stage"] == stage and line["step"] > step)]
@@ -223,10 +261,10 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 
 
 def _flat(node: object, path: str = "") -> dict[str, object]:
-    """The leaves of nested mappings by dotted path; order of stages and rules counts, so keys are numbered there."""
+    """The leaves of nested mappings by dotted path, and the order of each: stages, rules, sources, tokens follow it."""
     if not isinstance(node, Mapping):
         return {path: node}
-    leaves: dict[str, object] = {path + "[order]": list(node)} if path == "stages" or path.endswith(".train") else {}
+    leaves: dict[str, object] = {path + ORDER: list(node)}
     for key, value in node.items():
         leaves |= _flat(value, f"{path}.{key}" if path else str(key))
     return leaves
@@ -234,8 +272,15 @@ def _flat(node: object, path: str = "") -> dict[str, object]:
 
 def _differences(before: Mapping[str, object], after: Mapping[str, object]) -> Iterator[tuple[str, object, object]]:
     for key in dict.fromkeys([*before, *after]):
-        if before.get(key) != after.get(key):
+        if before.get(key) == after.get(key):
+            continue
+        # Another order of other keys is told by these keys.
+        if not key.endswith(ORDER) or _same(before.get(key), after.get(key)):
             yield key, before.get(key, "nothing"), after.get(key, "nothing")
+
+
+def _same(before: object, after: object) -> bool:
+    return isinstance(before, list) and isinstance(after, list) and set(before) == set(after)
 
 
 def write_atomically(path: Path, text: str) -> None:

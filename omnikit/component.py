@@ -360,5 +360,5 @@ def to_pixels(views: "np.ndarray", input: Pixels) -> "np.ndarray":
     """Float32 (views, 3, size, size) from uint8 (views, size, size, 3), normalised as `input` says."""
     import numpy as np
 
-    scaled = (views.astype(np.float32) / 255.0 - np.float32(input.mean)) / np.float32(input.std)
+    scaled = (views.astype(np.float32) / 255.0 - np.array(input.mean, np.float32)) / np.array(input.std, np.float32)
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))

@@ -12,13 +12,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-import grain
+import absl.logging
 import numpy as np
 
 from omnikit.component import Sample
 from omnikit.packing import Batch, Pack, collate, pack, read_items
 from omnikit.recipe import Recipe, Stage
 from omnikit.sample import Branch, Layouter
+
+# When imported, grain warns that there is no jax whose profiler it could use. Nobody here asked for jax.
+_verbosity = absl.logging.get_verbosity()
+absl.logging.set_verbosity(absl.logging.ERROR)
+import grain  # noqa: E402
+
+absl.logging.set_verbosity(_verbosity)
 
 WINDOW = 512
 """Samples planned at a time: enough for full packs, few enough that planning never stalls a run."""
@@ -126,9 +133,7 @@ class StageData:
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _mixture(
-    lengths: Mapping[str, int], shares: Mapping[str, float], seed: int
-) -> Callable[[int], tuple[str, int]]:
+def _mixture(lengths: Mapping[str, int], shares: Mapping[str, float], seed: int) -> Callable[[int], tuple[str, int]]:
     """position -> (source, index). Each source is reshuffled every epoch; shares are of samples."""
     names = list(lengths)
     ranges = [

@@ -51,6 +51,13 @@ class Encoding(Protocol):
     offsets: list[tuple[int, int]]
 
 
+class AddedToken(Protocol):
+    """The part of `tokenizers.AddedToken` that is used."""
+
+    content: str
+    special: bool
+
+
 class Tokenizer(Protocol):
     """The part of `tokenizers.Tokenizer` that is used."""
 
@@ -60,6 +67,10 @@ class Tokenizer(Protocol):
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token."""
+        ...
+
+    def get_added_tokens_decoder(self) -> Mapping[int, AddedToken]:
+        """The added tokens by id, special ones among them."""
         ...
 
     def decode(self, ids: list[int]) -> str:
@@ -72,6 +83,9 @@ class Layouter:
 
     def __init__(self, chat: Chat, tokenizer: Tokenizer, branches: Mapping[str, Branch]) -> None:
         self.chat, self.tokenizer, self.branches = chat, tokenizer, branches
+        special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+        # The longest first: <|im_end|> before <|im
+        self.special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
         self.stop = self._special(chat.stop)
 
     def __call__(self, sample: Sample, rename: Mapping[str, str] | None = None, answer: bool = True) -> Layout:
@@ -104,8 +118,8 @@ class Layouter:
 
     def _special(self, token: str) -> int:
         index = self.tokenizer.token_to_id(token)
-        if index is None:
-            raise ValueError(f"backbone.chat: the tokenizer has no token {token!r}; use one that it has")
+        if index is None or not self.special.fullmatch(token):
+            raise ValueError(f"backbone.chat: the tokenizer has no special token {token!r}; use one that it has")
         return index
 
 
@@ -125,14 +139,16 @@ class _Draft:
 
     def template(self, text: str, learn_stop: bool = False) -> None:
         """Text of the chat format, the only text in which special tokens are special."""
-        for piece in re.split(r"(<\|[^|]+\|>)", text):
-            index = self.layouter.tokenizer.token_to_id(piece) if piece.startswith("<|") else None
-            if index is None:
-                self.text(piece, learned=False)
-            else:
-                self._cut()
-                self.ids.append(index)
-                self.learned.append(learn_stop and index == self.layouter.stop)
+        begin = 0
+        for found in self.layouter.special.finditer(text):
+            self.text(text[begin : found.start()], learned=False)
+            self._cut()
+            index = self.layouter.tokenizer.token_to_id(found[0])
+            assert index is not None
+            self.ids.append(index)
+            self.learned.append(learn_stop and index == self.layouter.stop)
+            begin = found.end()
+        self.text(text[begin:], learned=False)
 
     def medium(self, modality: str, medium: Medium) -> None:
         branch = self.layouter.branches.get(modality)

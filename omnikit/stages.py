@@ -180,6 +180,11 @@ def initialise(model: OmniModel, init: dict[str, str], stage_name: str) -> list[
     kept: list[str] = []
     modules = components(model)
     for target_path, source_path in init.items():
+        if target_path not in modules:
+            raise ValueError(
+                f"stages.{stage_name}.init.{target_path}: no sample of the stage reaches it, so it is not built here; "
+                "move this to the first stage that has data for it"
+            )
         source, target = (modules[path].state_dict() for path in (source_path, target_path))
         for name, tensor in source.items():
             if name not in target or target[name].shape != tensor.shape:

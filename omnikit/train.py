@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from omnikit.checking import check_recipe
 from omnikit.checkpoint import Checkpoint, RunFolder, flat_tensors, load_into
 from omnikit.data import Position, StageData, layouter_of, seed_of
 from omnikit.loss import Loss
@@ -49,8 +50,12 @@ class Display(Protocol):
 
 
 def train(recipe: Recipe, folder: Path, display: Display) -> RunFolder:
-    """Train every stage of the recipe into `folder`, or go on where it was cut off."""
+    """Train every stage of the recipe into `folder`, or go on where it was cut off.
+
+    What is wrong with any stage, its rules or its data, is said before anything is written or trained.
+    """
     layouter = layouter_of(recipe)
+    check_recipe(recipe)
     check_data(recipe, layouter)
     run = RunFolder(folder)
     run.begin(recipe)
@@ -60,7 +65,7 @@ def train(recipe: Recipe, folder: Path, display: Display) -> RunFolder:
 
 
 def check_data(recipe: Recipe, layouter: Layouter) -> None:
-    """Plan the first window of every stage, so that what is wrong is said before anything is written or trained."""
+    """Plan the first window of every stage."""
     for name in recipe.stages:
         StageData(recipe, name, layouter).plan(0)
 
@@ -87,7 +92,7 @@ def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, d
     if resumed is not None:
         step, position = resumed.step, Position(*resumed.state()["position"])
         _restore(model, optimizer, resumed)
-        run.forget_after(name, step)
+    run.forget_after(name, step)
     parents = [checkpoint.hash() for checkpoint in ancestors(recipe, name, run)[:1]]
     display.stage(name, step, stage.steps)
 
@@ -110,10 +115,15 @@ def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, d
         # Sums were differentiated; one division by the label tokens of the whole step makes them a mean, however the
         # step was cut into micro-batches.
         labels = max(sum(len(batch.labels) for batch in work.batches), 1)
-        parameters = list(trained(model).values())
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        torch._foreach_mul_(gradients, 1 / labels)
-        norm = float(nn.utils.clip_grad_norm_(parameters, stage.clip))
+        parameters = trained(model)
+        idle = [path for path, parameter in parameters.items() if parameter.grad is None]
+        if idle:
+            raise ValueError(
+                f"stages.{name}.train: {len(idle)} parameters have a rate but no gradient, such as {idle[0]}; "
+                "their module does not use them: freeze them"
+            )
+        torch._foreach_mul_([parameter.grad for parameter in parameters.values()], 1 / labels)
+        norm = float(nn.utils.clip_grad_norm_(parameters.values(), stage.clip))
         totals, counts = sums.read()
         mean = sum(totals.values()) / labels
         if not (math.isfinite(mean) and math.isfinite(norm)):
@@ -124,18 +134,6 @@ def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, d
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-        last = step == stage.steps
-        if last or step % recipe.run.save == 0:
-            # The next stage begins with a fresh optimizer, so the last checkpoint needs no state of this one.
-            tensors = flat_tensors(model)[0] | ({} if last else _optimizer_tensors(model, optimizer))
-            state = {
-                "stage": name,
-                "step": step,
-                "position": list(work.after),
-                "parents": parents,
-                "ties": flat_tensors(model)[1],
-            }
-            run.save(name, step, tensors, state, recipe.run.keep)
         record = {
             "stage": name,
             "step": step,
@@ -148,7 +146,20 @@ def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, d
             "rate": factor,
             "seconds": time.perf_counter() - began,
         }
+        # The metrics come first: a kill in between loses none, and lines without a checkpoint are forgotten.
         run.log(record)
+        last = step == stage.steps
+        if last or step % recipe.run.save == 0:
+            # The next stage begins with a fresh optimizer, so the last checkpoint needs no state of this one.
+            tensors = flat_tensors(model)[0] | ({} if last else _optimizer_tensors(model, optimizer))
+            state = {
+                "stage": name,
+                "step": step,
+                "position": list(work.after),
+                "parents": parents,
+                "ties": flat_tensors(model)[1],
+            }
+            run.save(name, step, tensors, state, recipe.run.keep)
         display.step(record)
         if last:
             return
@@ -158,8 +169,12 @@ def start_of(recipe: Recipe, name: str, run: RunFolder) -> OmniModel:
     """The model with which a stage begins: what its recipe entry builds, as the stages before left it, after `init`."""
     stage = recipe.stages[name]
     wanted = frozenset(built(recipe, name))
-    # A tensor may be copied from a modality that this stage does not build.
-    lent = frozenset(path.split(".")[1] for path in stage.init.values() if path.startswith("modalities."))
+    # A tensor may be copied from a component that this stage does not build.
+    lent = frozenset(
+        modality
+        for modality, entry in recipe.modalities.items()
+        if {f"modalities.{modality}.projector", f"encoders.{entry.encoder}"} & set(stage.init.values())
+    )
     model = build(recipe, wanted | lent)
     inherit(model, ancestors(recipe, name, run))
     initialise(model, dict(stage.init), name)

@@ -88,13 +88,19 @@ def byte_level(special: tuple[str, ...], words: tuple[str, ...]) -> "Tokenizer":
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    entries = [*special, *alphabet, *("\u0120" + word for word in words)]  # U+0120 is how byte level writes a space
+    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    entries = [*special, *alphabet]
+    for word in words:
+        written = [piece for piece, _ in pieces.pre_tokenize_str(" " + word)]
+        if len(written) != 1:
+            raise ValueError(f"backbone.words: {word!r} is more than one word; list its parts, here {len(written)}")
+        entries += written
     vocabulary = {token: index for index, token in enumerate(entries)}
     if len(vocabulary) != len(entries):
         raise ValueError("backbone.words: a word stands twice; list each once")
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     tokenizer.normalizer = normalizers.Prepend(" ")
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.pre_tokenizer = pieces
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.encode_special_tokens = True

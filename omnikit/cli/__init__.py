@@ -1,9 +1,11 @@
 """The command line. Commands import late: help and whatever needs no torch answers at once."""
 
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 
 import typer
+from typer.exceptions import TyperException
 
 from omnikit.cli.chatting import chat
 from omnikit.cli.recipes import check, show
@@ -23,20 +25,33 @@ for command in (train, check, show, chat, plugins, env):
 app.add_typer(data, name="data")
 
 
-def main() -> None:
-    """Run the command line. What a person can mend is one line for each fault and exit code 2, never a traceback."""
-    try:
-        app()
-    except (ValueError, OSError, ExceptionGroup) as error:
-        for line in _lines(error):
-            print(line, file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:
-        # A run that stopped itself, as a loss that is no number; any other RuntimeError is ours and shows its trace.
-        if type(error).__name__ != "TrainingStopped":
-            raise
-        print(error, file=sys.stderr)
-        sys.exit(1)
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line (`args` instead of sys.argv) and leave with its exit code.
+
+    0: done. 1: a run stopped itself. 2: something a person can mend, one line on stderr for each fault, never a
+    traceback. 130: interrupted.
+    """
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        try:
+            code = app(args, prog_name="omnikit", standalone_mode=False)
+        except TyperException as error:
+            _tell(_usage(error))
+            code = 2
+        except (ValueError, OSError, ExceptionGroup) as error:
+            _tell(_lines(error))
+            code = 2
+    sys.exit(code)
+
+
+def _usage(error: TyperException) -> Iterator[str]:
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context else "omnikit"
+    message = error.format_message()
+    if message == (context.get_help() if context else ""):  # `omnikit` alone: the help is the answer
+        yield message
+    else:
+        yield f"{where}: {' '.join(message.split()).rstrip('.')}; see {where} --help"
 
 
 def _lines(error: BaseException) -> Iterator[str]:
@@ -46,4 +61,13 @@ def _lines(error: BaseException) -> Iterator[str]:
     elif isinstance(error, OSError) and error.filename is not None:
         yield f"{error.filename}: {error.strerror}"
     else:
-        yield from str(error).splitlines()
+        yield from str(error).splitlines() or [type(error).__name__]
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    _tell([f"warning: {' '.join(str(message).split())}"])
+
+
+def _tell(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)

@@ -8,13 +8,18 @@ import typer
 if TYPE_CHECKING:
     from omnikit.recipe import Recipe
 
-RecipeArgument = Annotated[Path, typer.Argument(help="A recipe file, such as recipes/tiny_omni.yaml.", show_default=False)]
+RecipeArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE", help="A recipe, such as recipes/tiny_omni.yaml, or the folder of a run.", show_default=False
+    ),
+]
 SetOption = Annotated[
     list[str],
     typer.Option(
         "--set",
         metavar="PATH=VALUE",
-        help="Replace one node of the recipe, e.g. --set modalities.audio.projector=mlp. The value is YAML. Repeatable.",
+        help="Replace a node of the recipe, e.g. --set modalities.audio.projector=mlp. The value is YAML; repeatable.",
         show_default=False,
     ),
 ]

@@ -1,38 +1,60 @@
 """`omnikit data sample`."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-data = typer.Typer(help="Make data. (`sample`: a small world of pictures, clips and speech to learn from.)", no_args_is_help=True)
+from omnikit.cli.options import JsonOption
+
+data = typer.Typer(help="Make data to train on.", no_args_is_help=True)
 
 
 @data.callback()
 def _group() -> None:
+    # A group of one command would be that command.
     pass
 
 
 @data.command()
 def sample(
-    folder: Annotated[Path, typer.Argument(help="Where to put it; made if it is not there.", show_default=False)],
-    seed: Annotated[int, typer.Option(help="Another seed gives other data.")] = 0,
-    size: Annotated[int, typer.Option(min=1, help="How many training pictures; everything else scales with it.")] = 3000,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where to put it; made if it is not there.", show_default=False)
+    ],
+    seed: Annotated[int, typer.Option(metavar="N", help="Another seed gives other data.")] = 0,
+    size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many training pictures; all else scales with it.")
+    ] = 3000,
+    as_json: JsonOption = False,
 ) -> None:
-    """Make sample data: PNG, FLAC and MP4 files of coloured shapes, motion and speech, with JSONL beside them.
+    """Make sample data: pictures, clips and speech.
 
+    PNG, FLAC and MP4 files of coloured shapes, motion and spoken words, with JSONL beside them.
     Training and held-out data differ in voices, wording and combinations of attributes. Needs the extra
-    omnikit[speech], which is espeak-ng (GPL-3.0-or-later).
+    omnikit[speech], which is espeak-ng (GPL-3.0-or-later). A folder that already holds this data is left alone.
     """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
     from omnikit.sampledata import make_sample_data
 
-    def progress(what: str, done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{what}: {done}/{total}\x1b[K", end="\n" if done == total else "", file=sys.stderr, flush=True)
-        elif done == total:
-            print(f"{what}: {total}", file=sys.stderr)
+    shown = sys.stderr.isatty()
+    columns = (TextColumn("{task.description:>14}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bars:
 
-    counts = make_sample_data(folder, seed=seed, size=size, progress=progress)
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+            if not shown and done == total:
+                print(f"{what}: {total}", file=sys.stderr, flush=True)
+
+        counts = make_sample_data(folder, seed=seed, size=size, progress=progress)
+    if as_json:
+        print(json.dumps({"folder": str(folder), "records": counts}, indent=1))
+        return
     for name, number in counts.items():
         print(f"{folder / name}: {number} records")

@@ -1,144 +1,100 @@
 """`omnikit train`."""
 
+import json
+import os
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from omnikit.cli.options import JsonOption, RecipeArgument, SetOption, load
+from omnikit.cli.watching import Bars, Lines
+
+if TYPE_CHECKING:
+    from omnikit.component import SourceConfig
+    from omnikit.recipe import Recipe
 
 
 def train(
     recipe: RecipeArgument,
     sets: SetOption = [],  # noqa: B006  (typer wants the literal)
     out: Annotated[
-        Path | None, typer.Option(help="The run's folder.  [default: runs/ and the recipe's name]", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="The run's folder.  [default: runs/ and the recipe's name]", show_default=False
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a recipe through all its stages, then measure it on its held-out data.
+    """Train a recipe through all its stages, and measure it.
 
     The same command again resumes: finished stages are left alone, a stage that was cut off goes on from its last
-    checkpoint.
+    checkpoint. At the end the folder holds report.html: loss curves, the held-out table, samples with their answers.
     """
-    import json
-
     resolved = load(recipe, sets)
-    folder = out or Path("runs") / recipe.stem
-    missing = [
-        f"{path}: {gone} is not there; make the data first (for recipes/tiny_omni.yaml: `omnikit data sample data/sample`)"
-        for path, gone in _missing(resolved)
-    ]
+    folder = out or (recipe if recipe.is_dir() else Path("runs") / recipe.stem)
+    missing = list(_missing(resolved))
     if missing:
         raise ValueError("\n".join(missing))
-
-    from omnikit.report import report
-    from omnikit.train import train as train_recipe
-
-    display = Bars(resolved.run.log) if sys.stderr.isatty() else Lines(resolved.run.log)
-    with display:
-        train_recipe(resolved, folder, display)
-        result = report(folder, display.note)
+    try:
+        result = _run(resolved, folder)
+    except KeyboardInterrupt:
+        print("stopped; the same command again goes on from the last checkpoint", file=sys.stderr)
+        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps({"run": str(folder), "heldout": _scores(result)}, indent=1))
         return
     for name, table in result["heldout"].items():
-        unit = "word error rate" if table["metric"] == "wer" else "right"
-        print(
-            f"{name}: {table['score']:.1%} {unit} of {table['samples']} "
-            f"(chance {table['chance']:.1%}, blind {table['blind']:.1%})"
-        )
+        print(f"{name}: {_sentence(table)}")
     print(f"report: {folder / 'report.html'}")
 
 
-def _missing(recipe: Any) -> list[tuple[str, str]]:  # noqa: ANN401  (Recipe, imported late)
-    sources = [(f"data.{name}", source) for name, source in recipe.data.items()]
-    sources += [(f"heldout.{name}.data", entry.data) for name, entry in recipe.heldout.items()]
-    return [(path, gone) for path, source in sources if (gone := source.missing()) is not None]
+def _run(recipe: "Recipe", folder: Path) -> dict[str, Any]:
+    from omnikit.report import report
+    from omnikit.train import TrainingStopped
+    from omnikit.train import train as train_recipe
+
+    kind = Bars if sys.stderr.isatty() else Lines
+    try:
+        with kind(list(recipe.stages), recipe.run.log) as display:
+            train_recipe(recipe, folder, display)
+            return report(folder, display.note)
+    except TrainingStopped as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def _missing(recipe: "Recipe") -> Iterator[str]:
+    """What of the recipe's data is not there, a line each, with what to do about it."""
+    sources = {f"data.{name}": source for name, source in recipe.data.items()}
+    sources |= {f"heldout.{name}.data": entry.data for name, entry in recipe.heldout.items()}
+    for path, source in sources.items():
+        gone = source.missing()
+        if gone is not None:
+            yield f"{path}: {gone} is not there; {_remedy(path, source, Path(gone))}"
+
+
+def _remedy(path: str, source: "SourceConfig", gone: Path) -> str:
+    sample = next((folder for folder in gone.parents if folder.parts[-2:] == ("data", "sample")), None)
+    if sample is not None:
+        return f"make it with `omnikit data sample {os.path.relpath(sample)}`"
+    node, value = (f"{path}.path", "FILE") if "path" in type(source).model_fields else (path, "'{type: ...}'")
+    return f"put it there, or name another with `--set {node}={value}`"
 
 
 def _scores(result: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("metric", "samples", "score", "target", "chance", "blind")
+    keys = ("metric", "samples", "score", "target", "met", "chance", "blind")
     return {name: {key: table[key] for key in keys} for name, table in result["heldout"].items()}
 
 
-class Lines:
-    """A run as plain lines: a line every `every` steps, and one where a stage begins and ends."""
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-        self.steps = 0
-        self.began = 0.0
-        self.first = 0
-        self.tokens = 0
-
-    def __enter__(self) -> "Lines":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        pass
-
-    def stage(self, name: str, done: int, steps: int) -> None:
-        """A stage begins, or goes on after `done` steps."""
-        self.steps, self.first, self.began, self.tokens = steps, done, time.monotonic(), 0
-        self.note(f"{name}: {steps} steps" + (f", resumed after {done}" if done else ""))
-
-    def step(self, record: Mapping[str, Any]) -> None:
-        """A step was made."""
-        self.tokens += record["tokens"]
-        step = record["step"]
-        if step % self.every == 0 or step == self.steps:
-            self.note(f"{record['stage']} {step}/{self.steps}  {self.figures(record)}")
-
-    def figures(self, record: Mapping[str, Any]) -> str:
-        """Loss, speed and time left, in words."""
-        seconds = max(time.monotonic() - self.began, 1e-9)
-        left = seconds / (record["step"] - self.first) * (self.steps - record["step"])
-        return f"loss {record['loss']:.3f}  {self.tokens / seconds:,.0f} tokens/s  {left:.0f} s left"
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
-        print(text, file=sys.stderr, flush=True)
-
-
-class Bars(Lines):
-    """A run as a progress bar, on a terminal."""
-
-    def __init__(self, every: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        super().__init__(every)
-        self.bar = Progress(
-            TextColumn("{task.description:>14}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=Console(stderr=True),
-        )
-        self.task = None
-
-    def __enter__(self) -> "Bars":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.bar.stop()
-
-    def stage(self, name: str, done: int, steps: int) -> None:
-        """A new bar."""
-        self.steps, self.first, self.began, self.tokens = steps, done, time.monotonic(), 0
-        self.task = self.bar.add_task(name, total=steps, completed=done, figures="")
-
-    def step(self, record: Mapping[str, Any]) -> None:
-        """The bar moves."""
-        self.tokens += record["tokens"]
-        if self.task is not None:
-            self.bar.update(self.task, completed=record["step"], figures=self.figures(record))
-
-    def note(self, text: str) -> None:
-        """A line above the bars."""
-        self.bar.console.print(text)
+def _sentence(table: Mapping[str, Any]) -> str:
+    """A held-out table in a line: `91.2% right of 180 (target 90.0%: met; chance 12.0%, blind 11.0%)`."""
+    unit = "words wrong" if table["metric"] == "wer" else "right"
+    beside = f"chance {table['chance']:.1%}"
+    if table["modalities"]:
+        beside += f", blind {table['blind']:.1%}"
+    if table["target"] is not None:
+        beside = f"target {table['target']:.1%}: {'met' if table['met'] else 'missed'}; {beside}"
+    return f"{table['score']:.1%} {unit} of {table['samples']} samples ({beside})"

@@ -9,7 +9,7 @@ from .scenes import Figure, Picture
 
 SIDE = 64
 FINE = 4
-RADIUS = {"small": 6.0, "large": 12.0}
+RADIUS = {"small": 8.0, "large": 13.0}
 PAINT = {
     "red": (222, 38, 38),
     "green": (36, 160, 60),
@@ -27,7 +27,7 @@ def draw_picture(picture: Picture, look: str) -> Image.Image:
     canvas = blank(random)
     for figure, size, height, side in picture.placed:
         radius = RADIUS[size] * random.uniform(0.93, 1.07)
-        slack = SIDE / 4 - radius - 1.0  # what keeps a figure inside its quarter, whatever the jitter
+        slack = min(2.0, SIDE / 4 - radius - 1.0)  # a figure keeps inside its quarter, whatever the jitter
         centre = tuple(SIDE * quarter + random.uniform(-slack, slack) for quarter in _quarter(height, side))
         paint_figure(canvas, figure, centre, radius, tint(figure, random))
     return canvas.reduce(FINE)

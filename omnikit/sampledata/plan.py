@@ -4,7 +4,7 @@ Each record draws from its own random numbers, seeded by its place, so that no r
 can be examined without rendering.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, NamedTuple
@@ -47,13 +47,15 @@ class Half:
         """Returns the random numbers of one record or medium."""
         return Random(f"{self.seed}/{self.name}/{file}/{index}")
 
-    def add(self, file: str, kind: str, content: list[Part], answer: str) -> None:
-        """Appends a record of one question and one answer."""
+    def add(
+        self, file: str, kind: str, content: list[Part], answer: str, more: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        """Appends a record of one question and its answer, and of more of them in further turns."""
         records = self.records.setdefault(file, [])
-        turns = [
-            {"role": "user", "content": content},
-            {"role": "assistant", "content": [{"text": answer}]},
-        ]
+        turns = []
+        for asked, told in [(content, answer), *(([{"text": text}], told) for text, told in more)]:
+            turns.append({"role": "user", "content": asked})
+            turns.append({"role": "assistant", "content": [{"text": told}]})
         records.append({"id": f"{self.name}/{file}/{len(records):05d}", "kind": kind, "turns": turns})
 
     def draw(self, scene: Scene, name: str) -> Part:
@@ -103,20 +105,20 @@ def plan(seed: int, size: int) -> Plan:
 
 
 def _plan_pictures(half: Half, number: int, takes: int) -> None:
-    """Adds training pictures, each with a caption, three written questions and a spoken one."""
+    """Adds training pictures, each with a caption, a conversation of five written questions, and a spoken one."""
     for index in range(number):
         random = half.random("pictures", index)
         picture = sample_picture(random, half.heldout)
         image = half.draw(picture, f"pictures/{index:05d}")
         half.add("image_captions", "caption", [image, {"text": random.choice(DESCRIBE_PICTURE)}], picture.caption)
-        for kind in random.sample(MEDIA_KINDS["picture"], 3):
-            _add_question(half, "image_questions", image, ask_picture(kind, picture, random), random)
+        asked = [ask_picture(kind, picture, random) for kind in random.sample(MEDIA_KINDS["picture"], 5)]
+        _add_questions(half, "image_questions", image, asked, random)
         kind = random.choice(MEDIA_KINDS["picture"])
         _add_spoken(half, "image_speech", image, ask_picture(kind, picture, random), takes, random)
 
 
 def _plan_clips(half: Half, number: int, number_spoken: int, takes: int) -> None:
-    """Adds training clips, each with a caption and two written questions; spoken ones go round the clips."""
+    """Adds training clips, each with a caption and a conversation of two questions; spoken ones go round the clips."""
     clips = []
     for index in range(number):
         random = half.random("clips", index)
@@ -124,8 +126,7 @@ def _plan_clips(half: Half, number: int, number_spoken: int, takes: int) -> None
         video = half.draw(clip, f"clips/{index:05d}")
         clips.append((clip, video))
         half.add("video_captions", "caption", [video, {"text": random.choice(DESCRIBE_CLIP)}], clip.caption)
-        for question in _two_questions(clip, random):
-            _add_question(half, "video_questions", video, question, random)
+        _add_questions(half, "video_questions", video, _two_questions(clip, random), random)
     for index in range(number_spoken):
         random = half.random("video_speech", index)
         clip, video = clips[index % number]
@@ -139,9 +140,13 @@ def _two_questions(clip: Clip, random: Random) -> list[Question]:
     return [timed, random.choice([question for question in possible if question.kind != timed.kind])]
 
 
-def _add_question(half: Half, file: str, medium: Part, question: Question, random: Random) -> None:
-    text = word_question(question, QUESTIONS[question.kind].read(half.heldout), random)
-    half.add(file, question.kind, [medium, {"text": text}], question.answer)
+def _add_questions(half: Half, file: str, medium: Part, questions: Sequence[Question], random: Random) -> None:
+    asked = [
+        (word_question(question, QUESTIONS[question.kind].read(half.heldout), random), question.answer)
+        for question in questions
+    ]
+    kind = questions[0].kind if len(questions) == 1 else "conversation"
+    half.add(file, kind, [medium, {"text": asked[0][0]}], asked[0][1], asked[1:])
 
 
 def _add_spoken(half: Half, file: str, medium: Part, question: Question, takes: int, random: Random) -> None:
@@ -175,20 +180,20 @@ def _plan_heldout_speech(half: Half, number: int) -> None:
 
 
 def _plan_train_text(half: Half, number: int) -> None:
-    """Adds descriptions to read, sequences to echo, and descriptions with a stretched question."""
+    """Adds descriptions to read with questions one after another, the first of some stretched, and echoes."""
     read, stretched = QUESTION_KINDS, tuple(f"{kind}_stretched" for kind in QUESTION_KINDS)
     for index in range(number):
         random = half.random("text", index)
         kind = random.choice(random.choices((read, stretched, ("echo",)), (0.5, 0.25, 0.25))[0])
-        text, answer = sample_text(kind, random.choice(possible_answers(kind)), random, half.heldout)
-        half.add("text", kind, [{"text": text}], answer)
+        (text, answer), *more = sample_text(kind, random.choice(possible_answers(kind)), random, half.heldout, more=4)
+        half.add("text", kind, [{"text": text}], answer, more)
 
 
 def _plan_heldout_text(half: Half, number: int) -> None:
     """Adds texts of every kind in turn, every answer of a kind in turn; echoes, of any answer, come five times."""
     for index in range(number):
         kind, answer, _ = _turn(("echo",) * 4 + TEXT_KINDS, possible_answers, index)
-        text, answer = sample_text(kind, answer, half.random("text", index), half.heldout)
+        [(text, answer)] = sample_text(kind, answer, half.random("text", index), half.heldout)
         half.add("text", kind, [{"text": text}], answer)
 
 
@@ -209,7 +214,7 @@ def _plan_heldout_questions(half: Half, file: str, medium: str, number: int, spo
         if spoken:
             _add_spoken(half, file, part, question, 1, random)
         else:
-            _add_question(half, file, part, question, random)
+            _add_questions(half, file, part, [question], random)
 
 
 def _turn(kinds: tuple[str, ...], answers_of: Callable[[str], tuple[str, ...]], index: int) -> tuple[str, str, int]:

@@ -23,7 +23,7 @@ class Figure(NamedTuple):
     @property
     def told(self) -> str:
         """The figure in words."""
-        return f"a {self.colour} {self.shape}"
+        return f"{self.colour} {self.shape}"
 
     @property
     def heldout(self) -> bool:
@@ -41,8 +41,8 @@ class Placed(NamedTuple):
 
     @property
     def told(self) -> str:
-        """The figure, its size and place in words."""
-        return f"a {self.size} {self.figure.colour} {self.figure.shape} at the {self.height} {self.side}"
+        """The place, then what is there: whoever tells a picture so decides one thing at a time."""
+        return f"{self.height} {self.side} {self.size} {self.figure.colour} {self.figure.shape}"
 
 
 class Picture(NamedTuple):
@@ -83,7 +83,7 @@ class Motion(NamedTuple):
         moments = [start, "middle", goal]
         if random.random() < 0.5:
             moments.insert(*random.choice([(0, start), (1, "middle"), (2, goal)]))
-        return " then ".join(f"{self.figure.told} at the {moment}" for moment in moments)
+        return " then ".join(f"{moment} {self.figure.told}" for moment in moments)
 
 
 class Order(NamedTuple):
@@ -105,7 +105,7 @@ class Order(NamedTuple):
     def frames(self, random: Random) -> str:
         """Returns two to four moments of the clip in words."""
         moments = [self.first] * random.randint(1, 2) + [self.last] * random.randint(1, 2)
-        return " then ".join(f"{figure.told} at the middle" for figure in moments)
+        return " then ".join(f"middle {figure.told}" for figure in moments)
 
 
 Clip = Motion | Order

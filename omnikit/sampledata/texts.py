@@ -7,7 +7,7 @@ between, stands where audio tokens will stand: many per word and none of them ma
 import zlib
 from random import Random
 
-from .scenes import Picture, Question, pose
+from .scenes import Picture, Question, ask, pose
 from .words import ANSWERS, DICTATION, FILLER, MEDIA_KINDS, QUESTIONS, SPOKEN_WORDS, WORDS
 
 QUESTION_KINDS = tuple(f"{medium}_{kind}" for medium, kinds in MEDIA_KINDS.items() for kind in kinds)
@@ -67,27 +67,34 @@ def sample_echo(random: Random, heldout: bool) -> tuple[str, str]:
     else:
         plain = tuple(word for word in WORDS if word != FILLER)
         text = sample_order(random, (1, 2, 3, 4, 5, 6, 7, 8), False, plain)
-    return f"{stretch(text, random)} {random.choice(DICTATION.read(heldout))}", text
+    # Some are not stretched: a plain echo is the quickest way to learn to copy, which all the others need.
+    seen = text if not heldout and random.random() < 0.3 else stretch(text, random)
+    return f"{seen} {random.choice(DICTATION.read(heldout))}", text
 
 
 def sample_reading(
-    medium: str, kind: str, answer: str, stretched: bool, random: Random, heldout: bool
-) -> tuple[str, str]:
-    """Returns (a described scene and a question about it as one text, the answer)."""
+    medium: str, kind: str, answer: str, stretched: bool, random: Random, heldout: bool, more: int = 0
+) -> list[tuple[str, str]]:
+    """Returns (a described scene and a question about it as one text, the answer), then `more` questions about it."""
     scene, question = pose(medium, kind, answer, random, heldout)
     words = word_question(question, QUESTIONS[kind].read(heldout), random)
     told = scene.caption
     if not isinstance(scene, Picture) and random.random() < 0.7:
         told = scene.frames(random)
-    return f"{told} {stretch(words, random) if stretched else words}", question.answer
+    turns = [(f"{told} {stretch(words, random) if stretched else words}", question.answer)]
+    while len(turns) <= more:
+        another = ask(random.choice(MEDIA_KINDS[medium]), scene, random)
+        if another is not None:
+            turns.append((word_question(another, QUESTIONS[another.kind].read(heldout), random), another.answer))
+    return turns
 
 
-def sample_text(kind: str, answer: str, random: Random, heldout: bool) -> tuple[str, str]:
-    """Returns (what is read, the answer) of one of `KINDS`."""
+def sample_text(kind: str, answer: str, random: Random, heldout: bool, more: int = 0) -> list[tuple[str, str]]:
+    """Returns (what is read, the answer) of one of `KINDS`, and of `more` turns where it is about a scene."""
     if kind == "echo":
-        return sample_echo(random, heldout)
+        return [sample_echo(random, heldout)]
     medium, question = kind.removesuffix("_stretched").split("_", 1)
-    return sample_reading(medium, question, answer, kind.endswith("_stretched"), random, heldout)
+    return sample_reading(medium, question, answer, kind.endswith("_stretched"), random, heldout, more)
 
 
 def possible_answers(kind: str) -> tuple[str, ...]:

@@ -1,0 +1,149 @@
+"""kill -9 at random moments: the same command again, until it is done, ends bitwise as a run that nobody killed.
+
+Importing torch takes longer than the whole training, so one process imports it and forks a child for each start; the
+child is the command line itself. The last start is a `python -m omnikit` of its own.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from omnikit.checkpoint import RunFolder, verify
+from omnikit.recipe import dump_recipe
+
+KILLS = 9
+PATIENCE = 120
+"""Seconds until a start that does nothing is called hung."""
+
+FORKING = """
+import os, sys
+import omnikit.cli, omnikit.report, omnikit.train, omnikit.builtin.backbone, omnikit_siglip.module, torch._dynamo
+import transformers.models.llama.modeling_llama
+assert len(os.listdir("/proc/self/task")) == 1 or sys.platform != "linux", "forking with threads may hang"
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        os.dup2(0, 1)
+        sys.argv = ["omnikit", *line.rstrip("\\n").split("\\t")]
+        try:
+            omnikit.cli.main()
+        except SystemExit as end:
+            os._exit(end.code or 0)
+        os._exit(1)
+    print(child, flush=True)
+    _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+class Starter:
+    """Starts the command line in a fresh child, and kills it."""
+
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", FORKING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def start(self, *arguments):
+        self.process.stdin.write("\t".join(map(str, arguments)) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def wait(self):
+        return int(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(timeout=PATIENCE)
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def starter():
+    made = Starter()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def command(recipe_of, parts, tmp_path_factory):
+    """command(folder) -> the arguments that train a recipe of two stages, 42 steps, a checkpoint every two."""
+    stages = {
+        "language": parts.stage({"text": 1}, {"backbone": 1e-2}, steps=18),
+        "image": parts.stage({"image": 2, "text": 1}, {"encoders": "frozen", "rest": 1e-2}, steps=24),
+    }
+    path = tmp_path_factory.mktemp("recipe") / "kill.yaml"
+    path.write_text(dump_recipe(recipe_of(stages, run={"save": 2, "keep": 2})))
+    return lambda folder: ("train", path, "--out", folder)
+
+
+def lines_of(folder):
+    path = folder / "metrics.jsonl"
+    return path.read_text().count("\n") if path.is_file() else 0
+
+
+def wait_for_new_lines(folder, number):
+    """Until `number` steps were logged, by a start that first forgets those after its last checkpoint."""
+    until, last, new = time.monotonic() + PATIENCE, lines_of(folder), 0
+    while new < number and time.monotonic() < until:
+        time.sleep(0.002)
+        now = lines_of(folder)
+        new += max(0, now - last)
+        last = now
+    return new >= number
+
+
+def metrics_of(folder):
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in RunFolder(folder).metrics()]
+
+
+def checkpoints_of(folder):
+    """The bytes of every file of the last checkpoint of each stage."""
+    run = RunFolder(folder)
+    return {
+        (stage, path.name): path.read_bytes()
+        for stage in ("language", "image")
+        for path in run.latest(stage).folder.iterdir()
+    }
+
+
+def test_a_run_killed_at_random_moments_ends_bitwise_as_one_that_was_not(starter, command, tmp_path):
+    starter.start(*command(tmp_path / "whole"))
+    assert starter.wait() == 0
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    chance, interrupted = random.Random(20250), 0
+    for number in range(KILLS):
+        child = starter.start(*command(killed))
+        # A third of the kills come while it starts, the others around a step or its checkpoint.
+        if number % 3 == 0:
+            moment = f"{(delay := chance.uniform(0, 0.4)):.3f} s after its start"
+        else:
+            steps = chance.randint(2, 5)
+            assert wait_for_new_lines(killed, steps), "it hangs"
+            moment = f"{(delay := chance.uniform(0, 0.08)):.3f} s after {steps} new steps"
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+        code = starter.wait()
+        interrupted += code == -signal.SIGKILL
+        print(f"kill {number}: {moment}; exit code {code}, {lines_of(killed)} lines of metrics")
+        assert code == -signal.SIGKILL, "it was done before it could be killed: give it more steps"
+        for stage in ("language", "image"):
+            for found in RunFolder(killed).committed(stage):
+                assert verify(found.folder) is None, f"{found.folder}: committed but bad"
+    assert interrupted == KILLS
+    assert not (killed / "report.json").exists()
+
+    subprocess.run([sys.executable, "-m", "omnikit", *map(str, command(killed))], check=True, timeout=PATIENCE, capture_output=True)
+    expected, found = checkpoints_of(whole), checkpoints_of(killed)
+    assert found.keys() == expected.keys()
+    for name, content in expected.items():
+        assert found[name] == content, f"{name} differs"
+    assert metrics_of(killed) == metrics_of(whole) and len(metrics_of(whole)) == 42
+    assert not any(path.suffix == ".tmp" for path in killed.iterdir())
