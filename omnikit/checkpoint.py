@@ -133,7 +133,7 @@ def _shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as opened:
-            found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
     return found
 
 
@@ -311,4 +311,3 @@ class _single_process(warnings.catch_warnings):
     def __enter__(self) -> None:
         super().__enter__()
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-

@@ -352,7 +352,7 @@ def tensors_in(weights: str) -> "Iterator[tuple[str, torch.Tensor]]":
         raise ValueError(f"weights: {weights} holds no .safetensors file; convert it first (no pickle is loaded)")
     for file in files:
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
+            for name in tensors.keys():
                 yield name, tensors.get_tensor(name)
 
 

@@ -42,7 +42,9 @@ def label_loss(
 
     losses = [
         # One chunk is kept as it is: recomputing it would save nothing.
-        losses_of(states, targets) if len(labels) <= CHUNK else checkpoint(losses_of, states, targets, use_reentrant=False)
+        losses_of(states, targets)
+        if len(labels) <= CHUNK
+        else checkpoint(losses_of, states, targets, use_reentrant=False)
         for states, targets in zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True)
     ]
     each = torch.cat(losses)

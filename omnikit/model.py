@@ -113,6 +113,6 @@ def _check_count(name: str, tokens: Tensor, media: Media) -> None:
             for item, (owner, places) in list(zip(media.items, media.owners, strict=True))[:8]
         )
         raise ValueError(
-            f"modalities.{name}.projector: gave {len(tokens)} tokens for {len(media.places)} places; its module and its "
-            f"shrink() disagree. Samples: {listing}"
+            f"modalities.{name}.projector: gave {len(tokens)} tokens for {len(media.places)} places; its module and "
+            f"its shrink() disagree. Samples: {listing}"
         )

@@ -59,7 +59,9 @@ def rules_by_parameter(names: Iterable[str], recipe: Recipe, stage_name: str) ->
         # A rule may speak of a component that this stage does not build: nothing of it can train.
         elsewhere = any(within(path, component) or within(component, path) for component in absent)
         if path not in used and path != "rest" and not elsewhere:
-            faults.append(f"{where}.{path}: matches no parameter that earlier rules left; see `omnikit check` for names")
+            faults.append(
+                f"{where}.{path}: matches no parameter that earlier rules left; see `omnikit check` for names"
+            )
     if faults:
         raise ExceptionGroup("rules", [ValueError(fault) for fault in faults])
     return found
@@ -146,7 +148,9 @@ def _load_pretrained(path: str, module: nn.Module, config: BackboneConfig | Enco
     try:
         for name, tensor in config.pretrained():
             if name not in target:
-                raise ValueError(f"{path}.weights: {config.weights} holds {name}, which the model has not; check preset")
+                raise ValueError(
+                    f"{path}.weights: {config.weights} holds {name}, which the model has not; check preset"
+                )
             if target[name].shape != tensor.shape:
                 raise ValueError(
                     f"{path}.weights: {name} is {tuple(tensor.shape)} in {config.weights} and "

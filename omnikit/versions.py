@@ -4,7 +4,20 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
-PACKAGES = ("omnikit", "torch", "transformers", "tokenizers", "safetensors", "numpy", "grain", "av", "decord", "pillow")
+PACKAGES = (
+    "omnikit",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "grain",
+    "av",
+    "decord",
+    "pillow",
+    "soundfile",
+    "soxr",
+)
 
 
 def versions() -> dict[str, str]:

@@ -55,7 +55,9 @@ def world(tmp_path_factory):
         _film(folder / f"{number}.mp4", rgb)
         _tone(folder / f"{number}.wav", 200 + 150 * number)
     for number, colour in enumerate([*COLOURS] * 20):
-        image, video, audio = ({kind: f"{number % 8}.{end}"} for kind, end in (("image", "png"), ("video", "mp4"), ("audio", "wav")))
+        image, video, audio = (
+            {kind: f"{number % 8}.{end}"} for kind, end in (("image", "png"), ("video", "mp4"), ("audio", "wav"))
+        )
         rows["text"].append(_row(f"t{number}", [{"text": f"{colour}?"}], colour))
         rows["image"].append(_row(f"i{number}", [image, {"text": "colour?"}], colour))
         rows["video"].append(_row(f"v{number}", [video, {"text": "colour?"}], colour))
@@ -108,7 +110,15 @@ BACKBONE = {
     "words": list(COLOURS),
 }
 ENCODERS = {
-    "vision": {"type": "siglip", "width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "image_size": 16, "patch_size": 4},
+    "vision": {
+        "type": "siglip",
+        "width": 16,
+        "layers": 1,
+        "heads": 2,
+        "mlp_width": 32,
+        "image_size": 16,
+        "patch_size": 4,
+    },
     "audio": {
         "type": "whisper",
         "width": 16,
@@ -226,7 +236,7 @@ def tensors_of():
         found = {}
         for path in sorted(Path(folder).glob("*.safetensors")):
             with safe_open(path, framework="pt") as opened:
-                found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                found |= {name: opened.get_tensor(name) for name in opened.keys()}
         return found
 
     return read

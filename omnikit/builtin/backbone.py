@@ -1,6 +1,7 @@
 """The `hf_causal_lm` backbone's module: a transformers causal LM, with attention that follows `segments`.
 
-Letters: B rows of T positions, H width, N documents, S the longest document of a bucket, A attention heads, D head width.
+Letters: B rows of T positions, H width, N documents, S the longest document of a bucket, A attention heads, D head
+width.
 """
 
 import contextlib

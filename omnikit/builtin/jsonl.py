@@ -119,7 +119,11 @@ def _part(part: object, where: str, folder: Path, modalities: frozenset[str]) ->
 
 def _medium(value: object, where: str, folder: Path) -> Medium:
     fields = {"path": value} if isinstance(value, str) else value
-    if not isinstance(fields, dict) or not isinstance(fields.get("path"), str) or set(fields) - {"path", "start", "end"}:
+    if (
+        not isinstance(fields, dict)
+        or not isinstance(fields.get("path"), str)
+        or set(fields) - {"path", "start", "end"}
+    ):
         raise ValueError(f"{where}: write a path, or {{'path': ..., 'start': seconds, 'end': seconds}}")
     start, end = (fields.get(key) for key in ("start", "end"))
     for seconds in (start, end):

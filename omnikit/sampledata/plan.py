@@ -47,9 +47,7 @@ class Half:
         """Returns the random numbers of one record or medium."""
         return Random(f"{self.seed}/{self.name}/{file}/{index}")
 
-    def add(
-        self, file: str, kind: str, content: list[Part], answer: str, more: Iterable[tuple[str, str]] = ()
-    ) -> None:
+    def add(self, file: str, kind: str, content: list[Part], answer: str, more: Iterable[tuple[str, str]] = ()) -> None:
         """Appends a record of one question and its answer, and of more of them in further turns."""
         records = self.records.setdefault(file, [])
         turns = []

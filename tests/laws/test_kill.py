@@ -47,7 +47,11 @@ class Starter:
 
     def __init__(self):
         self.process = subprocess.Popen(
-            [sys.executable, "-c", FORKING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [sys.executable, "-c", FORKING],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
 
     def start(self, *arguments):
@@ -140,7 +144,9 @@ def test_a_run_killed_at_random_moments_ends_bitwise_as_one_that_was_not(starter
     assert interrupted == KILLS
     assert not (killed / "report.json").exists()
 
-    subprocess.run([sys.executable, "-m", "omnikit", *map(str, command(killed))], check=True, timeout=PATIENCE, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "omnikit", *map(str, command(killed))], check=True, timeout=PATIENCE, capture_output=True
+    )
     expected, found = checkpoints_of(whole), checkpoints_of(killed)
     assert found.keys() == expected.keys()
     for name, content in expected.items():

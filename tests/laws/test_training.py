@@ -1,5 +1,6 @@
-"""What a run does to its weights: each stage moves what its rules train, and a run that was cut ends as one that was not."""
+"""What a run does to its weights: each stage moves what its rules train; a run cut short ends as one that was not."""
 
+import itertools
 import math
 
 import pytest
@@ -45,7 +46,7 @@ class Observed:
             raise Killed
 
 
-# --------------------------------------------------------------------------------------------- what moves, what does not
+# -------------------------------------------------------------------------------------------- what moves, what does not
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +99,19 @@ def test_a_stage_begins_where_the_one_before_it_ended(finished, tensors_of):
         copied = video[f"modalities.video.projector.{tensor}"]
         assert torch.equal(copied, ends["image"][f"modalities.image.projector.{tensor}"]), "after init"
     omni = start_of_stage(recipe, run, "omni")
-    for stage, prefix in (("audio", "backbone."), ("audio", "modalities.audio."), ("image", "modalities.image."), ("video_images", "modalities.video.")):
+    for stage, prefix in (
+        ("audio", "backbone."),
+        ("audio", "modalities.audio."),
+        ("image", "modalities.image."),
+        ("video_images", "modalities.video."),
+    ):
         found = {path for path in omni if path.startswith(prefix)}
         assert found
         assert all(torch.equal(omni[path], ends[stage][path]) for path in found), f"{prefix} comes from {stage}"
 
 
 def test_what_a_stage_does_not_build_it_does_not_save_and_later_stages_find_it_earlier(finished, tensors_of):
-    recipe, run, _ = finished
+    _, run, _ = finished
     assert not any(path.startswith(("encoders", "modalities")) for path in tensors_of(run.latest("language").folder))
     held = {path.split(".")[1] for path in tensors_of(run.latest("audio").folder) if path.startswith("modalities")}
     assert held == {"audio"}
@@ -117,7 +123,7 @@ def test_each_stage_names_its_parent(finished):
     recipe, run, _ = finished
     names = list(recipe.stages)
     assert run.latest(names[0]).state()["parents"] == []
-    for parent, child in zip(names, names[1:], strict=False):
+    for parent, child in itertools.pairwise(names):
         assert run.latest(child).state()["parents"] == [run.latest(parent).hash()]
 
 
@@ -125,9 +131,13 @@ def test_metrics_are_finite_complete_and_fall(finished):
     recipe, run, display = finished
     lines = list(run.metrics())
     assert lines == display.records
-    assert [(line["stage"], line["step"]) for line in lines] == [(n, k) for n, s in recipe.stages.items() for k in range(1, s.steps + 1)]
+    assert [(line["stage"], line["step"]) for line in lines] == [
+        (n, k) for n, s in recipe.stages.items() for k in range(1, s.steps + 1)
+    ]
     for line in lines:
-        assert math.isfinite(line["loss"]) and line["norm"] > 0 and 0 < line["labels"] <= line["tokens"] <= line["places"]
+        assert (
+            math.isfinite(line["loss"]) and line["norm"] > 0 and 0 < line["labels"] <= line["tokens"] <= line["places"]
+        )
         assert line["loss"] == pytest.approx(mean_of(line), rel=1e-5) or len(line["losses"]) > 1
     for name in STAGES:
         losses = [line["loss"] for line in lines if line["stage"] == name]
@@ -147,7 +157,9 @@ def test_the_last_checkpoint_holds_no_optimizer_and_the_one_before_does(finished
     assert (middle.step, last.step) == (2, 3)
     states = {path for path in tensors_of(middle.folder) if path.startswith("optim.")}
     rates = {path for path in states if path.endswith(".exp_avg_sq")}
-    assert len(states) == 3 * len(rates) and not any(".backbone.model.layers.0." in path or ".encoders.vision." in path for path in states)
+    assert len(states) == 3 * len(rates) and not any(
+        ".backbone.model.layers.0." in path or ".encoders.vision." in path for path in states
+    )
     assert not any(path.startswith("optim.") for path in tensors_of(last.folder))
 
 
@@ -159,7 +171,9 @@ def test_loss_and_gradients_do_not_depend_on_how_packs_are_cut(recipe_of, parts,
     found = []
     for micro in (1, 2, 4):
         data = {"text": 1, "image": 1, "audio": 1, "video": 1}
-        recipe = recipe_of({"only": parts.stage(data, {"rest": 1e-3}, batch={"length": 48, "packs": 4, "micro": micro})})
+        recipe = recipe_of(
+            {"only": parts.stage(data, {"rest": 1e-3}, batch={"length": 48, "packs": 4, "micro": micro})}
+        )
         model = start_of(recipe, "only", RunFolder(tmp_path))
         apply_rules(model, rules_by_parameter(dict(model.named_parameters()), recipe, "only"))
         [step] = take(StageData(recipe, "only", layouter_of(recipe)).steps(Position()), 1)
@@ -177,7 +191,9 @@ def test_loss_and_gradients_do_not_depend_on_how_packs_are_cut(recipe_of, parts,
         for name, gradient in gradients.items():
             # Sums in another order: some, as those of keys' biases, are sums of terms that cancel to nothing.
             atol = 1e-6 * largest
-            torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-4, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                other_gradients[name], gradient, rtol=1e-4, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 def take(steps, number):
@@ -231,7 +247,11 @@ def without_time(line):
     return {key: value for key, value in line.items() if key != "seconds"}
 
 
-@pytest.mark.parametrize("at", [*(("language", n) for n in range(1, 5)), *(("omni", n) for n in range(1, 8))], ids=lambda at: f"{at[0]}-{at[1]}")
+@pytest.mark.parametrize(
+    "at",
+    [*(("language", n) for n in range(1, 5)), *(("omni", n) for n in range(1, 8))],
+    ids=lambda at: f"{at[0]}-{at[1]}",
+)
 def test_a_run_stopped_after_any_checkpoint_ends_bitwise_the_same(resumable, tmp_path, tensors_of, at):
     recipe, whole, metrics = resumable
     with pytest.raises(Killed):
@@ -249,7 +269,9 @@ def test_a_run_stopped_after_any_checkpoint_ends_bitwise_the_same(resumable, tmp
     assert [without_time(line) for line in run.metrics()] == metrics
 
 
-def test_a_run_killed_between_checkpoints_ends_bitwise_the_same_with_each_metric_once(resumable, recipe_of, tmp_path, tensors_of):
+def test_a_run_killed_between_checkpoints_ends_bitwise_the_same_with_each_metric_once(
+    resumable, recipe_of, tmp_path, tensors_of
+):
     recipe, whole, metrics = resumable
     recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"save": 3})})
     for at in (("language", 2), ("language", 4), ("omni", 2), ("omni", 5)):
@@ -282,10 +304,12 @@ def test_a_damaged_last_checkpoint_is_trained_again_to_the_same(resumable, tmp_p
         run = train(recipe, tmp_path, display)
     assert [(line["stage"], line["step"]) for line in display.records] == [("language", 4), ("omni", 6), ("omni", 7)]
     assert final(run, "omni", tensors_of)[1] == final(whole, "omni", tensors_of)[1]
-    assert sorted((line["stage"], line["step"]) for line in run.metrics()) == sorted((line["stage"], line["step"]) for line in metrics)
+    assert sorted((line["stage"], line["step"]) for line in run.metrics()) == sorted(
+        (line["stage"], line["step"]) for line in metrics
+    )
 
 
-# ------------------------------------------------------------------------------------------------------ refused, stopped
+# ----------------------------------------------------------------------------------------------------- refused, stopped
 
 
 def test_a_fault_of_the_last_stage_is_told_before_the_first_one_trains(recipe_of, parts, tmp_path):
@@ -307,7 +331,9 @@ def test_a_sample_too_long_for_the_last_stage_is_told_before_the_first_one_train
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_step_that_is_no_number_is_not_made_and_its_samples_are_named(recipe_of, parts, tmp_path, monkeypatch, tensors_of, bad):
+def test_a_step_that_is_no_number_is_not_made_and_its_samples_are_named(
+    recipe_of, parts, tmp_path, monkeypatch, tensors_of, bad
+):
     recipe = recipe_of({"language": parts.stage({"text": 1}, {"rest": 1e-3}, steps=6)})
     first = next(iter(StageData(recipe, "language", layouter_of(recipe)).steps(Position())))
     forward, calls = torch.nn.Embedding.forward, []
@@ -317,7 +343,9 @@ def test_a_step_that_is_no_number_is_not_made_and_its_samples_are_named(recipe_o
         return forward(self, ids) * (bad if len(calls) == 7 else 1.0)
 
     monkeypatch.setattr(torch.nn.Embedding, "forward", poisoned)  # two micro-batches a step: the fourth step
-    with pytest.raises(TrainingStopped, match=r"^stages\.language: step 4: loss (nan|inf).*; the step was not made\. Its samples: t\d") as caught:
+    with pytest.raises(
+        TrainingStopped, match=r"^stages\.language: step 4: loss (nan|inf).*; the step was not made\. Its samples: t\d"
+    ) as caught:
         train(recipe, tmp_path, Observed())
     assert "\n" not in str(caught.value) and len(first.sample_ids) > 2
     monkeypatch.undo()
@@ -333,12 +361,20 @@ def test_a_trained_parameter_that_nothing_uses_is_an_error(recipe_of, parts, tmp
 
     init = MLPProjector.__init__
     monkeypatch.setattr(
-        MLPProjector, "__init__", lambda self, *sizes: (init(self, *sizes), self.register_parameter("spare", torch.nn.Parameter(torch.ones(2))))[0]
+        MLPProjector,
+        "__init__",
+        lambda self, *sizes: (init(self, *sizes), self.register_parameter("spare", torch.nn.Parameter(torch.ones(2))))[
+            0
+        ],
     )
     modalities = {"image": parts.modalities["image"] | {"projector": "mlp"}}
     encoders = {"vision": parts.encoders["vision"]}
     recipe = recipe_of({"image": parts.stage({"image": 1}, {"rest": 1e-3})}, modalities=modalities, encoders=encoders)
-    with pytest.raises(ValueError, match=r"^stages\.image\.train: 1 parameters have a rate but no gradient, such as modalities\.image\.projector\.spare;"):
+    with pytest.raises(
+        ValueError,
+        match=r"^stages\.image\.train: 1 parameters have a rate but no gradient, "
+        r"such as modalities\.image\.projector\.spare;",
+    ):
         train(recipe, tmp_path, Observed())
 
 
@@ -347,7 +383,9 @@ def test_init_from_an_encoder_that_the_stage_does_not_build(recipe_of, parts, tm
     modalities = parts.modalities | {"video": parts.modalities["video"] | {"encoder": "film"}}
     stages = {
         "image": parts.stage({"image": 1}, {"encoders.vision": 1e-2, "rest": "frozen"}, steps=1),
-        "video": parts.stage({"video": 1}, {"modalities": 1e-2, "rest": "frozen"}, steps=1, init={"encoders.film": "encoders.vision"}),
+        "video": parts.stage(
+            {"video": 1}, {"modalities": 1e-2, "rest": "frozen"}, steps=1, init={"encoders.film": "encoders.vision"}
+        ),
     }
     run = train(recipe_of(stages, encoders=encoders, modalities=modalities), tmp_path, Observed())
     image, video = (tensors_of(run.latest(name).folder) for name in stages)
@@ -358,11 +396,13 @@ def test_init_from_an_encoder_that_the_stage_does_not_build(recipe_of, parts, tm
 
 def test_init_of_what_the_stage_does_not_build_is_an_error(recipe_of, parts, tmp_path):
     entry = parts.stage({"image": 1}, {"rest": 1e-3}, init={"modalities.video.projector": "modalities.image.projector"})
-    with pytest.raises(ValueError, match=r"stages\.image\.init\.modalities\.video\.projector: no sample of the stage reaches it"):
+    with pytest.raises(
+        ValueError, match=r"stages\.image\.init\.modalities\.video\.projector: no sample of the stage reaches it"
+    ):
         train(recipe_of({"image": entry}), tmp_path, Observed())
 
 
-# ------------------------------------------------------------------------------------------------------------- precision
+# ------------------------------------------------------------------------------------------------------------ precision
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -377,7 +417,11 @@ def test_in_bf16_weights_stay_float32_and_the_loss_falls(recipe_of, parts, tmp_p
 def test_recomputing_changes_no_weight(recipe_of, parts, tmp_path, tensors_of):
     ends = []
     for recompute in (False, True):
-        run = train(recipe_of({"only": parts.stage({"mixed": 1}, {"rest": 1e-3})}, run={"recompute": recompute}), tmp_path / str(recompute), Observed())
+        run = train(
+            recipe_of({"only": parts.stage({"mixed": 1}, {"rest": 1e-3})}, run={"recompute": recompute}),
+            tmp_path / str(recompute),
+            Observed(),
+        )
         ends.append(tensors_of(run.latest("only").folder))
     assert all(torch.equal(ends[0][name], tensor) for name, tensor in ends[1].items())
 

@@ -1,4 +1,4 @@
-"""hf_causal_lm: packed rows equal separate ones in loss and gradients, padding is harmless, the cache changes nothing."""
+"""hf_causal_lm: packed rows equal separate ones in loss and gradients, padding and the cache change nothing."""
 
 import pytest
 import torch
@@ -137,7 +137,9 @@ def test_packed_equals_unpacked_in_loss_and_every_gradient(model_type, tied):
     for name, parameter in model.named_parameters():
         # A gradient sums terms that nearly cancel: the error is measured against the tensor's largest entry.
         scale = float(expected[name].abs().max())
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            parameter.grad, expected[name], rtol=1e-5, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_a_document_does_not_see_its_neighbours():
@@ -235,7 +237,9 @@ def test_extend_equals_hidden_in_one_go_and_in_pieces():
 def test_positions_count_from_the_first_real_place():
     # Rotary positions are relative, so no output would show it: the decoder is asked what it was given.
     model, seen = built(), []
-    model.base.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["position_ids"].tolist()), with_kwargs=True)
+    model.base.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["position_ids"].tolist()), with_kwargs=True
+    )
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     _, cache = model.extend(torch.zeros(2, 4, 32), mask, None)
     model.extend(torch.zeros(2, 1, 32), torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1), cache)
@@ -253,10 +257,14 @@ def test_an_unknown_key_of_config_is_an_error_that_names_it():
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"model_type": "lama"}, "lama"), ({"hidden_size": 30}, "backbone.config"), ({"hidden_size": "wide"}, "hidden_size")],
+    [
+        ({"model_type": "lama"}, "lama"),
+        ({"hidden_size": 30}, "backbone.config"),
+        ({"hidden_size": "wide"}, "hidden_size"),
+    ],
 )
 def test_a_config_that_transformers_refuses_is_one_line(changes, named):
-    with pytest.raises(ValueError, match="^backbone.config: ") as caught:
+    with pytest.raises(ValueError, match=r"^backbone\.config: ") as caught:
         built(**changes)
     assert named in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
@@ -295,7 +303,12 @@ def test_tied_and_untied():
 
 def test_parameters_are_named_as_in_transformers():
     names = set(dict(built("qwen2").named_parameters()))
-    assert {"model.embed_tokens.weight", "model.layers.1.self_attn.q_proj.bias", "model.norm.weight", "lm_head.weight"} <= names
+    assert {
+        "model.embed_tokens.weight",
+        "model.layers.1.self_attn.q_proj.bias",
+        "model.norm.weight",
+        "lm_head.weight",
+    } <= names
     assert len(built().blocks) == 2
 
 

@@ -136,7 +136,9 @@ def test_a_save_that_is_killed_anywhere_counts_as_none_and_the_one_before_stays(
 
 def test_the_commit_is_the_last_file_that_is_written(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(checkpoint, "write_atomically", lambda path, text: (written.append(path.name), path.write_text(text)))
+    monkeypatch.setattr(
+        checkpoint, "write_atomically", lambda path, text: (written.append(path.name), path.write_text(text))
+    )
     save(tmp_path / "s", TENSORS, {})
     assert written == ["state.json", "COMMIT"]
     hashes = json.loads((tmp_path / "s" / COMMIT).read_text())
@@ -172,7 +174,9 @@ def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_used(tmp_path):
         place, bit = chance.randrange(len(whole)), chance.randrange(8)
         broken[place] ^= 1 << bit
         path.write_bytes(broken)
-        with pytest.warns(UserWarning, match=rf"{path.name}: has changed since it was saved; the checkpoint before it is used"):
+        with pytest.warns(
+            UserWarning, match=rf"{path.name}: has changed since it was saved; the checkpoint before it is used"
+        ):
             found = run.latest("only")
         assert found.step == 1, f"bit {bit} of byte {place} of {path.name}"
         path.write_bytes(whole)
@@ -214,7 +218,11 @@ def test_pruning_keeps_the_newest(tmp_path, keep):
         run.save("only", step, {"a": torch.tensor([step])}, {}, keep)
         run.save("other", step, {"a": torch.tensor([step])}, {}, keep)
         expected = list(range(max(1, step - keep + 1), step + 1))
-        assert [found.step for found in run.committed("only")] == [found.step for found in run.committed("other")] == expected
+        assert (
+            [found.step for found in run.committed("only")]
+            == [found.step for found in run.committed("other")]
+            == expected
+        )
     assert len(list((tmp_path / "only").iterdir())) == keep
 
 
@@ -280,7 +288,10 @@ def test_forget_after_drops_only_later_steps_of_its_stage(tmp_path):
         for step in range(1, 6):
             run.log({"stage": stage, "step": step})
     run.forget_after("b", 3)
-    assert [(line["stage"], line["step"]) for line in run.metrics()] == [*(("a", n) for n in range(1, 6)), *(("b", n) for n in range(1, 4))]
+    assert [(line["stage"], line["step"]) for line in run.metrics()] == [
+        *(("a", n) for n in range(1, 6)),
+        *(("b", n) for n in range(1, 4)),
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------- going on
@@ -308,7 +319,10 @@ def test_begin_writes_a_recipe_that_loads_to_the_same_and_goes_on_with_it(begun,
         ({"run": {"seed": 5}}, "run.seed: the run was begun with 0, the recipe now says 5"),
         ({"run": {"precision": "bf16"}}, "run.precision"),
         ({"run": {"recompute": True}}, "run.recompute"),
-        ({"config": {"hidden_size": 64}}, "backbone.config.hidden_size: the run was begun with 32, the recipe now says 64"),
+        (
+            {"config": {"hidden_size": 64}},
+            "backbone.config.hidden_size: the run was begun with 32, the recipe now says 64",
+        ),
         ({"config": {"rms_norm_eps": 1e-3}}, "backbone.config.rms_norm_eps: the run was begun with nothing"),
     ],
 )
@@ -334,8 +348,14 @@ def changed(parts, change):
         ("stages.omni.data.mixed.share", lambda stages: stages["omni"]["data"].pop("mixed") and None),
         # Order counts: rules are tried in turn, stages train in turn, a mixture is cut in the order of its sources.
         ("stages[order]", lambda stages: dict(reversed(stages.items()))),
-        ("stages.audio.train[order]", lambda stages: stages["audio"].update(train=dict(reversed(stages["audio"]["train"].items())))),
-        ("stages.omni.data[order]", lambda stages: stages["omni"].update(data=dict(reversed(stages["omni"]["data"].items())))),
+        (
+            "stages.audio.train[order]",
+            lambda stages: stages["audio"].update(train=dict(reversed(stages["audio"]["train"].items()))),
+        ),
+        (
+            "stages.omni.data[order]",
+            lambda stages: stages["omni"].update(data=dict(reversed(stages["omni"]["data"].items()))),
+        ),
     ],
 )
 def test_begin_refuses_changed_stages(begun, recipe_of, parts, named, change):
@@ -402,7 +422,7 @@ def test_resuming_with_tensors_missing_is_an_error_that_says_so(tmp_path, recipe
     tensors = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as opened:
-            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}
     save(folder, {name: tensor for name, tensor in tensors.items() if not name.endswith("exp_avg")}, state)
     with pytest.raises(ValueError, match=r"step-000002: lacks \d+ tensors, such as optim\.state\..*exp_avg;"):
         train(recipe, tmp_path, quiet)
@@ -434,7 +454,10 @@ def test_no_file_of_a_run_is_a_pickle_or_a_zip(tmp_path, recipe_of, quiet, small
         assert head and not head.startswith((b"PK", b"\x1f\x8b")), path
         assert not (head[0] == 0x80 and head[1] in range(2, 6)), f"{path}: a pickle"
         if path.suffix in (".json", "", ".jsonl"):
-            [json.loads(line) for line in ([path.read_text()] if path.suffix != ".jsonl" else path.read_text().splitlines())]
+            [
+                json.loads(line)
+                for line in ([path.read_text()] if path.suffix != ".jsonl" else path.read_text().splitlines())
+            ]
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as opened:
                 assert list(opened.keys())

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -439,6 +440,17 @@ def test_chat_answers_lines_until_an_empty_one_or_the_end(omnikit, run, monkeypa
 )
 def test_chat_refuses_a_bad_medium_in_one_line(refused, run, world, medium, expected):
     assert expected in refused("chat", run[0], "-m", "colour?", "--medium", medium.format(world=world))
+
+
+def test_a_damaged_checkpoint_is_a_warning_in_one_line(omnikit, run, tmp_path):
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    with (RunFolder(folder).latest("image").folder / "state.json").open("a") as file:
+        file.write(" ")
+    code, _, err = omnikit("chat", folder, "-m", "red?")
+    assert code == 0 and len(err) == 1
+    assert re.fullmatch(
+        r"warning: .*state.json: has changed since it was saved; the checkpoint before it is used", err[0]
+    )
 
 
 def test_chat_needs_a_checkpoint(refused, recipe_file, tmp_path):

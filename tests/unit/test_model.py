@@ -52,7 +52,12 @@ def calls_of(model):
 
 
 def test_parameters_are_named_by_recipe_paths(model):
-    paths = ("backbone.", "encoders.vision.", "encoders.audio.", *(f"modalities.{m}.projector." for m in ("image", "video", "audio")))
+    paths = (
+        "backbone.",
+        "encoders.vision.",
+        "encoders.audio.",
+        *(f"modalities.{m}.projector." for m in ("image", "video", "audio")),
+    )
     names = dict(model.named_parameters())
     assert all(name.startswith(paths) for name in names)
     assert all(any(name.startswith(path) for name in names) for path in paths)
@@ -89,15 +94,20 @@ def test_an_answer_depends_on_its_own_medium_alone(model, batch_of):
     batch = batch_of([["image", "image"]])
     with torch.no_grad():
         before = model(batch)
-        batch.media["image"].items[1] = batch.media["image"].items[1]._replace(value=batch.media["image"].items[1].value * -3)
-        hidden = [model.backbone.hidden(model.embed(b), b.segments, positions_of(b.segments)) for b in (batch, batch_of([["image", "image"]]))]
+        batch.media["image"].items[1] = (
+            batch.media["image"].items[1]._replace(value=batch.media["image"].items[1].value * -3)
+        )
+        hidden = [
+            model.backbone.hidden(model.embed(b), b.segments, positions_of(b.segments))
+            for b in (batch, batch_of([["image", "image"]]))
+        ]
         after = model(batch)
     first = batch.segments[0] == 1
     torch.testing.assert_close(hidden[0][0, first], hidden[1][0, first], rtol=0, atol=1e-6)
     assert not torch.allclose(before.total, after.total)
 
 
-# ------------------------------------------------------------------------------------------------ every module, each time
+# ---------------------------------------------------------------------------------------------- every module, each time
 
 
 @pytest.mark.parametrize("present", SUBSETS, ids=lambda chosen: "+".join(sorted(chosen)) or "none")

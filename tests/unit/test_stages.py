@@ -1,4 +1,4 @@
-"""Rules to optimizer groups, random and pretrained starts, `init`, and gradients through a frozen, recomputed backbone."""
+"""Rules to optimizer groups, random and pretrained starts, `init`, gradients through a frozen, recomputed backbone."""
 
 import copy
 import math
@@ -46,7 +46,12 @@ def batch_of(recipe, names, length=64):
 
 
 def test_the_first_rule_that_fits_a_name_holds(recipe_of, parts):
-    train = {"backbone.model.layers.0": "frozen", "backbone": 1e-3, "modalities": {"lr": 2e-3, "weight_decay": 0.1}, "rest": 3e-3}
+    train = {
+        "backbone.model.layers.0": "frozen",
+        "backbone": 1e-3,
+        "modalities": {"lr": 2e-3, "weight_decay": 0.1},
+        "rest": 3e-3,
+    }
     _, _, rules = ruled(recipe_of, parts, train)
     assert rules["backbone.model.layers.0.mlp.up_proj.weight"] == ("backbone.model.layers.0", None)
     assert rules["backbone.model.layers.1.mlp.up_proj.weight"] == ("backbone", Rule(lr=1e-3))
@@ -86,12 +91,21 @@ def test_a_rule_that_matches_nothing_is_an_error(recipe_of, parts, path):
 
 def test_every_fault_of_a_stage_is_told_at_once(recipe_of, parts):
     with pytest.raises(ExceptionGroup) as caught:
-        ruled(recipe_of, parts, {"backbone.model.norm.bias": 1e-3, "encoders.vision.nothing": "frozen", "modalities": 1e-3})
+        ruled(
+            recipe_of,
+            parts,
+            {"backbone.model.norm.bias": 1e-3, "encoders.vision.nothing": "frozen", "modalities": 1e-3},
+        )
     assert len(faults_of(caught)) == 3
 
 
 def test_a_rule_may_speak_of_a_component_that_the_stage_does_not_build(recipe_of, parts):
-    train = {"encoders.audio": "frozen", "modalities.audio.projector": "frozen", "modalities.image.projector": 1e-3, "rest": "frozen"}
+    train = {
+        "encoders.audio": "frozen",
+        "modalities.audio.projector": "frozen",
+        "modalities.image.projector": 1e-3,
+        "rest": "frozen",
+    }
     recipe, _, rules = ruled(recipe_of, parts, train, data=("image",))
     assert not any("audio" in name for name in rules)
     assert recipe.stages["only"].train.keys() == train.keys()
@@ -101,7 +115,9 @@ def test_a_tied_head_has_one_name(recipe_of, parts):
     """A rule for the other name would match nothing, and says so."""
     with pytest.raises(ExceptionGroup, match="rules"):
         ruled(recipe_of, parts, {"backbone.lm_head": 1e-3, "rest": "frozen"})
-    _, model, rules = ruled(recipe_of, parts, {"backbone.lm_head": 1e-3, "rest": "frozen"}, config={"tie_word_embeddings": False})
+    _, model, rules = ruled(
+        recipe_of, parts, {"backbone.lm_head": 1e-3, "rest": "frozen"}, config={"tie_word_embeddings": False}
+    )
     apply_rules(model, rules)
     assert list(trained(model)) == ["backbone.lm_head.weight"]
 
@@ -110,7 +126,9 @@ def test_a_tied_head_has_one_name(recipe_of, parts):
 
 
 def test_frozen_components_are_in_evaluation_mode_and_trained_ones_are_not(recipe_of, parts):
-    _, model, rules = ruled(recipe_of, parts, {"modalities.image.projector": 1e-3, "encoders.audio.conv1": 1e-3, "rest": "frozen"})
+    _, model, rules = ruled(
+        recipe_of, parts, {"modalities.image.projector": 1e-3, "encoders.audio.conv1": 1e-3, "rest": "frozen"}
+    )
     model.train()
     apply_rules(model, rules)
     modes = {path: {module.training for module in component.modules()} for path, component in components(model).items()}
@@ -137,7 +155,11 @@ def test_only_trained_parameters_have_optimizer_state(recipe_of, parts):
 
 
 def test_each_group_has_its_rules_rate_and_only_matrices_decay(recipe_of, parts):
-    train = {"backbone": {"lr": 1e-3, "weight_decay": 0.1}, "modalities": {"lr": 2e-3, "weight_decay": 0.2}, "rest": "frozen"}
+    train = {
+        "backbone": {"lr": 1e-3, "weight_decay": 0.1},
+        "modalities": {"lr": 2e-3, "weight_decay": 0.2},
+        "rest": "frozen",
+    }
     _, model, rules = ruled(recipe_of, parts, train)
     apply_rules(model, rules)
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -265,7 +287,9 @@ def test_through_a_frozen_recomputed_backbone_the_projector_gets_its_whole_gradi
     """transformers switches recomputing off in evaluation mode, just where a frozen backbone is; ours must not."""
     gradients = []
     for recompute in (False, True):
-        recipe, model, rules = ruled(recipe_of, parts, {"modalities.image.projector": 1e-3, "rest": "frozen"}, data=("image",))
+        recipe, model, rules = ruled(
+            recipe_of, parts, {"modalities.image.projector": 1e-3, "rest": "frozen"}, data=("image",)
+        )
         apply_rules(model, rules)
         assert not model.backbone.training
         if recompute:
@@ -327,7 +351,10 @@ def test_pretrained_weights_of_a_folder_are_the_models(folder, pretrained, recip
     loaded, expected = pretrained(folder).state_dict(), stored(folder)
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
-    assert not torch.equal(loaded["lm_head.weight"], build(recipe_of(config={"tie_word_embeddings": False}), frozenset()).backbone.lm_head.weight)
+    assert not torch.equal(
+        loaded["lm_head.weight"],
+        build(recipe_of(config={"tie_word_embeddings": False}), frozenset()).backbone.lm_head.weight,
+    )
 
 
 def test_a_tied_model_takes_weights_with_and_without_its_head(folder, pretrained):
@@ -344,7 +371,9 @@ def test_a_tied_model_takes_weights_with_and_without_its_head(folder, pretrained
 
 
 def test_weights_of_an_untied_head_are_refused_by_a_tied_model(folder, pretrained):
-    with pytest.raises(ValueError, match=r"^backbone\.weights: lm_head\.weight is not model\.embed_tokens\.weight in .* ties them"):
+    with pytest.raises(
+        ValueError, match=r"^backbone\.weights: lm_head\.weight is not model\.embed_tokens\.weight in .* ties them"
+    ):
         pretrained(folder, tie_word_embeddings=True)
 
 
@@ -357,7 +386,9 @@ def change(folder, function):
 
 def test_a_missing_tensor_is_named(folder, pretrained):
     change(folder, lambda tensors: tensors.pop("lm_head.weight"))
-    with pytest.raises(ValueError, match=r"^backbone\.weights: .* lacks 1 tensors, such as lm_head\.weight; check preset$"):
+    with pytest.raises(
+        ValueError, match=r"^backbone\.weights: .* lacks 1 tensors, such as lm_head\.weight; check preset$"
+    ):
         pretrained(folder)
 
 

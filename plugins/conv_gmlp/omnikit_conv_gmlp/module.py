@@ -1,7 +1,7 @@
 """Conv-GMLP as an `nn.Module` (arXiv 2410.08565, audio branch).
 
-Letters: L features and M tokens of all items end to end; T features that fill whole windows; n the rate, d the feature
-width, so that n d is the inner width.
+Letters: L features and M tokens of all items end to end; n the rate, d the feature width, so that n d is the inner
+width.
 """
 
 from collections.abc import Sequence
@@ -39,13 +39,12 @@ class ConvGMLP(nn.Module):
         lengths = [t for t, _, _ in grids]
         whole = [item[: len(item) // self.rate * self.rate] for item in features.split(lengths)]
         sequence = torch.cat(whole) if whole else features
+        windows = rearrange(sequence, "(window n) d -> window (n d)", n=self.rate)
+        gated = F.silu(_convolved(self.gate, windows)) * _convolved(self.value, windows)
         # The residual has no parameters: it is the window's own n features, one after the other.
-        residual = rearrange(sequence, "(window n) d -> window (n d)", n=self.rate)
-        return self.out(self.norm(self._gated(sequence) + residual))
+        return self.out(self.norm(self.mix(gated) + windows))
 
-    def _gated(self, sequence: Float[Tensor, "T d_in"]) -> Float[Tensor, "M inner"]:
-        if len(sequence) == 0:
-            return sequence.new_zeros(0, self.mix.in_features)  # torch refuses to convolve less than one kernel
-        channels_first = rearrange(sequence, "time d -> 1 d time")
-        gated = F.silu(self.gate(channels_first)) * self.value(channels_first)
-        return self.mix(rearrange(gated, "1 inner window -> window inner"))
+
+def _convolved(conv: nn.Conv1d, windows: Float[Tensor, "M inner"]) -> Float[Tensor, "M inner"]:
+    """The convolution of windows that do not overlap: a matrix product, several times as fast in the backward pass."""
+    return F.linear(windows, rearrange(conv.weight, "out d n -> out (n d)"))

@@ -114,7 +114,7 @@ def _rows(lengths: Sequence[int]) -> tuple[Int[Tensor, " N"], Int[Tensor, "R T"]
 
 
 def _mask(segments: Int[Tensor, "R T"], like: Tensor) -> Float[Tensor, "R 1 T T"] | None:
-    """0 where places are of the same window, else the lowest number. None, the fastest, where a window fills each row."""
+    """0 where places are of one window, else the lowest number. None, the fastest, where a window fills each row."""
     if torch.equal(segments, segments[:, :1].expand_as(segments)):
         return None
     segments = segments.to(like.device)
