@@ -69,8 +69,8 @@ class JsonlFile(Sequence[Sample]):
             line = file.read(length)
         where = f"{self.path}:{number}"
         try:
-            record = json.loads(line)
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            record = json.loads(line, parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:  # also for too many digits or brackets
             raise ValueError(f"{where}: is no JSON ({error}); write one JSON object a line") from error
         return parse(record, where, self.path.parent, self.modalities)
 
@@ -87,7 +87,12 @@ def parse(record: object, where: str, folder: Path, modalities: frozenset[str]) 
     )
     if not any(turn.role == "assistant" for turn in turns):
         raise ValueError(f"{where}: has no assistant turn; there is nothing to learn or to answer")
-    return Sample(str(record.get("id") or where), turns, str(record.get("kind", "")))
+    name = record.get("id")
+    return Sample(where if name in (None, "") else str(name), turns, str(record.get("kind", "")))
+
+
+def _no_number(constant: str) -> float:
+    raise ValueError(f"{constant} is no number")
 
 
 def _turn(turn: object, where: str, folder: Path, modalities: frozenset[str]) -> Turn:
@@ -110,6 +115,10 @@ def _part(part: object, where: str, folder: Path, modalities: frozenset[str]) ->
     if name == "text":
         if not isinstance(value, str):
             raise ValueError(f"{where}: text is {type(value).__name__}; write a string")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{where}: text holds half a character ({error.reason}); write it whole") from None
         return name, value
     if name not in modalities:
         known = ", ".join(sorted(modalities)) or "none"

@@ -89,6 +89,7 @@ def plan(seed: int, size: int) -> Plan:
     train, heldout = Half("train", seed), Half("heldout", seed)
     takes = max(1, round(2 * size / 3000))
     _plan_pictures(train, size, takes)
+    _plan_single_figures(train, size)
     _plan_clips(train, max(1, size * 3 // 10), size * 2 // 5, takes)
     _plan_train_speech(train, size * 5 // 3)
     _plan_train_text(train, size * 4)
@@ -113,6 +114,15 @@ def _plan_pictures(half: Half, number: int, takes: int) -> None:
         _add_questions(half, "image_questions", image, asked, random)
         kind = random.choice(MEDIA_KINDS["picture"])
         _add_spoken(half, "image_speech", image, ask_picture(kind, picture, random), takes, random)
+
+
+def _plan_single_figures(half: Half, number: int) -> None:
+    """Adds training pictures of one figure, with a caption: what single words are to dictation."""
+    for index in range(number):
+        random = half.random("figures", index)
+        picture = sample_picture(random, half.heldout, number=1)
+        image = half.draw(picture, f"figures/{index:05d}")
+        half.add("image_figures", "caption", [image, {"text": random.choice(DESCRIBE_PICTURE)}], picture.caption)
 
 
 def _plan_clips(half: Half, number: int, number_spoken: int, takes: int) -> None:

@@ -129,9 +129,9 @@ def sample_figures(random: Random, number: int, heldout: bool) -> tuple[Figure, 
             return figures
 
 
-def sample_picture(random: Random, heldout: bool) -> Picture:
-    """Returns a random picture with one to four figures, each number equally often."""
-    figures = sample_figures(random, random.randint(1, len(NUMBERS)), heldout)
+def sample_picture(random: Random, heldout: bool, number: int | None = None) -> Picture:
+    """Returns a random picture with this number of figures, or with one to four, each number equally often."""
+    figures = sample_figures(random, number or random.randint(1, len(NUMBERS)), heldout)
     cells = sorted(random.sample(range(4), len(figures)))
     return Picture(
         tuple(

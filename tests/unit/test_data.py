@@ -1,0 +1,307 @@
+"""Position is arithmetic: plans, mixtures and resuming; and what is wrong with a data set, told by file and line."""
+
+import itertools
+import json
+import shutil
+from collections import Counter
+
+import pytest
+import torch
+from PIL import Image
+
+from omnikit.builtin.jsonl import Jsonl
+from omnikit.component import Medium, Sample, Turn
+from omnikit.data import WINDOW, Position, StageData, _mixture, layouter_of
+
+DATA = {"text": 1, "image": 2, "video": 1, "audio": 1, "mixed": 1}
+
+
+@pytest.fixture(scope="module")
+def recipe(recipe_of, parts):
+    batch = {"length": 64, "packs": 4, "micro": 2}
+    stages = {"one": parts.stage(DATA, {"rest": 1e-3}, batch=batch), "two": parts.stage(DATA, {"rest": 1e-3}, batch=batch)}
+    return recipe_of(stages)
+
+
+@pytest.fixture
+def data_of(small_windows):
+    return lambda recipe, name="one": StageData(recipe, name, layouter_of(recipe))
+
+
+def ids_of(packs):
+    return [[layout.id for layout in pack] for pack in packs]
+
+
+# ---------------------------------------------------------------------------------------------------------------- plans
+
+
+def test_a_plan_is_a_function_of_seed_stage_and_window(recipe, recipe_of, data_of):
+    first, second = data_of(recipe), data_of(recipe)
+    plans = [first.plan(window) for window in range(4)]
+    assert [second.plan(window) for window in (3, 1, 0, 2)] == [plans[3], plans[1], plans[0], plans[2]]
+    assert len({str(ids_of(plan)) for plan in plans}) == 4, "no two windows are alike"
+    assert ids_of(data_of(recipe, "two").plan(0)) != ids_of(plans[0])
+    other = recipe.model_copy(update={"run": recipe.run.model_copy(update={"seed": 1})})
+    assert ids_of(data_of(other).plan(0)) != ids_of(plans[0])
+
+
+def test_a_window_holds_its_samples_once_in_packs_that_are_not_sorted_by_length(recipe, data_of):
+    data = data_of(recipe)
+    for window in range(3):
+        packs = data.plan(window)
+        positions = range(window * 16, (window + 1) * 16)
+        expected = Counter(data.sources[key][index].id for key, index in map(data.mixture, positions))
+        assert Counter(layout.id for pack in packs for layout in pack) == expected
+        assert all(sum(len(layout.ids) for layout in pack) <= 64 for pack in packs)
+    longest = [max(len(layout.ids) for layout in pack) for window in range(6) for pack in data.plan(window)]
+    assert longest != sorted(longest, reverse=True)
+
+
+def test_packs_are_the_windows_one_after_another(recipe, data_of):
+    data = data_of(recipe)
+    windows = [data.plan(window) for window in range(3)]
+    expected = [(pack, (w, n)) for w, packs in enumerate(windows) for n, pack in enumerate(packs)]
+    found = list(itertools.islice(data.packs(Position()), len(expected)))
+    assert [pack for pack, _ in found] == [pack for pack, _ in expected]
+    starts = [at for _, at in expected] + [(3, 0)]
+    assert [tuple(after) for _, after in found] == starts[1:]
+
+
+def same(first, second):
+    """Whether two steps are the same to the last bit."""
+    return (
+        first.sample_ids == second.sample_ids
+        and first.after == second.after
+        and all(
+            torch.equal(a.ids, b.ids)
+            and torch.equal(a.segments, b.segments)
+            and torch.equal(a.label_at, b.label_at)
+            and torch.equal(a.labels, b.labels)
+            and torch.equal(a.groups, b.groups)
+            and a.group_names == b.group_names
+            and a.media.keys() == b.media.keys()
+            and all(
+                torch.equal(a.media[name].places, b.media[name].places)
+                and a.media[name].owners == b.media[name].owners
+                and all(torch.equal(x.value, y.value) for x, y in zip(a.media[name].items, b.media[name].items, strict=True))
+                for name in a.media
+            )
+            for a, b in zip(first.batches, second.batches, strict=True)
+        )
+    )
+
+
+def take(steps, number):
+    found = list(itertools.islice(steps, number))
+    steps.close()
+    return found
+
+
+def test_a_step_is_the_same_from_wherever_one_resumes(recipe, data_of):
+    whole = take(data_of(recipe).steps(Position()), 9)
+    assert whole[-1].after.window >= 2 and any(step.after.offset for step in whole), "it goes over windows' edges"
+    assert all(len(step.batches) == 2 and step.batches[0].ids.shape == (2, 64) for step in whole)
+    for number, step in enumerate(whole[:-1]):
+        [resumed] = take(data_of(recipe).steps(step.after), 1)
+        assert same(resumed, whole[number + 1]), f"step {number + 2}, resumed at {step.after}"
+    assert not same(whole[0], whole[1])
+
+
+def test_closing_the_steps_ends_their_threads(recipe, data_of):
+    import threading
+    import time
+
+    before = threading.active_count()
+    take(data_of(recipe).steps(Position()), 2)
+    until = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+# ------------------------------------------------------------------------------------------------------------- mixtures
+
+
+@pytest.mark.parametrize("shares", [{"a": 1, "b": 1}, {"a": 3, "b": 1, "c": 0.5}, {"a": 1, "b": 99}])
+def test_shares_are_met_at_every_point(shares):
+    mixture = _mixture(dict.fromkeys(shares, 40), shares, seed=0)
+    counts = Counter()
+    for position in range(600):
+        counts[mixture(position)[0]] += 1
+        for name, share in shares.items():
+            assert abs(counts[name] - (position + 1) * share / sum(shares.values())) <= len(shares)
+
+
+def test_each_source_is_seen_whole_every_epoch_in_another_order():
+    mixture = _mixture({"a": 40, "b": 30}, {"a": 1, "b": 3}, seed=7)
+    seen = {"a": [], "b": []}
+    for position in range(600):
+        key, index = mixture(position)
+        seen[key].append(index)
+    for key, size in (("a", 40), ("b", 30)):
+        epochs = [seen[key][begin : begin + size] for begin in range(0, len(seen[key]) - size + 1, size)]
+        assert len(epochs) >= 3 and all(sorted(epoch) == list(range(size)) for epoch in epochs)
+        assert len(set(map(tuple, epochs))) == len(epochs), "no two epochs are alike"
+        assert all(epoch != list(range(size)) for epoch in epochs)
+
+
+def test_a_single_source_and_a_single_sample_go_on_for_ever():
+    mixture = _mixture({"a": 1}, {"a": 0.2}, seed=0)
+    assert [mixture(position) for position in (0, 1, 10**6)] == [("a", 0)] * 3
+
+
+def test_windows_are_of_a_size_that_planning_can_bear():
+    assert WINDOW == 512
+
+
+# --------------------------------------------------------------------------------------------------- samples that fail
+
+
+def test_a_sample_longer_than_a_pack_is_an_error_that_names_it(recipe_of, parts, data_of):
+    short = parts.stage({"video": 1}, {"rest": 1e-3}, batch={"length": 24, "packs": 1})
+    with pytest.raises(ValueError, match=r"^sample v\d+: has 30 tokens, more than a pack of 24; raise the stage's batch\.length"):
+        data_of(recipe_of({"one": short})).plan(0)
+    exact = parts.stage({"video": 1}, {"rest": 1e-3}, batch={"length": 30, "packs": 1})
+    assert data_of(recipe_of({"one": exact})).plan(0)
+
+
+@pytest.fixture
+def rows(tmp_path, world, recipe_of, parts):
+    """rows(records, stage) -> a recipe of one image data set that holds just these records (or raw lines)."""
+
+    def make(records, **settings):
+        for number in range(8):
+            shutil.copy(world / f"{number}.png", tmp_path)
+        lines = [record if isinstance(record, bytes) else json.dumps(record).encode() for record in records]
+        (tmp_path / "rows.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+        data = {"rows": {"type": "jsonl", "path": str(tmp_path / "rows.jsonl"), "modalities": ["image"]}}
+        return recipe_of({"one": parts.stage({"rows": 1}, {"rest": 1e-3}, **settings)}, data=data)
+
+    return make
+
+
+def record(image="0.png", answer="red", name="s1", **more):
+    content = [{"image": image}, {"text": "colour?"}]
+    return {"id": name, "turns": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}], **more}
+
+
+def turned(*turns):
+    return {"id": "s1", "turns": [{"role": role, "content": content} for role, content in turns]}
+
+
+FAULTS = {
+    "missing medium": (record("gone.png"), r"^sample s1: image: .*gone\.png: cannot be opened"),
+    "medium is a folder": (record("."), r"^sample s1: image: .*: is no regular file"),
+    "empty medium": (record("empty.png"), r"^sample s1: image: .*empty\.png: is empty"),
+    "broken medium": (record("text.png"), r"^sample s1: image: .*text\.png: is no picture that can be read"),
+    "name with a NUL": (record("a\0b.png"), r"^sample s1: image: .*cannot be opened"),
+    "unknown modality": (turned(("user", [{"depth": "0.png"}]), ("assistant", "a")), r"rows\.jsonl:1: turn 1: modality 'depth' is not one of"),
+    "empty answer": (record(answer="  \n"), r"rows\.jsonl:1: turn 2: the assistant's answer is empty"),
+    "answer without text": (record(answer=[{"image": "0.png"}]), r"rows\.jsonl:1: turn 2: the assistant's answer is empty"),
+    "no JSON": (b'{"id": "s1", "turns": [', r"rows\.jsonl:1: is no JSON \("),
+    "no UTF-8": (b'{"id": "\xff"}', r"rows\.jsonl:1: is no JSON \("),
+    "a number of 5000 digits": (b'{"turns": ' + b"1" * 5000 + b"}", r"rows\.jsonl:1: is no JSON \("),
+    "100000 brackets": (b"[" * 100_000, r"rows\.jsonl:1: is no JSON \("),
+    "a list": (b"[]", r'rows\.jsonl:1: has no list "turns"'),
+    "no turns": ({"id": "s1"}, r'rows\.jsonl:1: has no list "turns"'),
+    "turns are a mapping": ({"turns": {}}, r'rows\.jsonl:1: has no list "turns"'),
+    "empty turns": ({"turns": []}, r"rows\.jsonl:1: has no assistant turn"),
+    "no assistant": (turned(("user", "a")), r"rows\.jsonl:1: has no assistant turn; there is nothing to learn"),
+    "unknown role": (turned(("robot", "a"), ("assistant", "b")), r"rows\.jsonl:1: turn 1: is no turn; .*system, user, assistant"),
+    "role is a list": (turned((["user"], "a"), ("assistant", "b")), r"rows\.jsonl:1: turn 1: is no turn"),
+    "unknown key": (record(speaker="x"), r"rows\.jsonl:1: unknown key 'speaker'"),
+    "unknown key in a turn": ({"turns": [{"role": "user", "content": "a", "name": "b"}]}, r"rows\.jsonl:1: turn 1: is no turn"),
+    "turn is a text": ({"turns": ["hello"]}, r"rows\.jsonl:1: turn 1: is no turn"),
+    "content is a number": (turned(("user", 7), ("assistant", "b")), r"rows\.jsonl:1: turn 1: content is neither a text nor a list"),
+    "part with two keys": (turned(("user", [{"text": "a", "image": "0.png"}]), ("assistant", "b")), r"turn 1: a part has exactly one key"),
+    "part without key": (turned(("user", [{}]), ("assistant", "b")), r"rows\.jsonl:1: turn 1: a part has exactly one key"),
+    "text is a number": (turned(("user", [{"text": 7}]), ("assistant", "b")), r"rows\.jsonl:1: turn 1: text is int; write a string"),
+    "half a character": (turned(("user", "\ud83d"), ("assistant", "b")), r"rows\.jsonl:1: turn 1: text .*half a character"),
+    "half a character in an answer": (turned(("user", "a"), ("assistant", "b\udc00")), r"rows\.jsonl:1: turn 2: text .*half a character"),
+    "medium is a number": (record(7), r"rows\.jsonl:1: turn 1: image: write a path"),
+    "medium without path": (record({"start": 1}), r"rows\.jsonl:1: turn 1: image: write a path"),
+    "medium with an unknown key": (record({"path": "0.png", "fps": 1}), r"rows\.jsonl:1: turn 1: image: write a path"),
+    "negative start": (record({"path": "0.png", "start": -1}), r"rows\.jsonl:1: turn 1: image: start and end are seconds"),
+    "start is true": (record({"path": "0.png", "start": True}), r"rows\.jsonl:1: turn 1: image: start and end are seconds"),
+    "start is NaN": (b'{"turns": [{"role": "user", "content": [{"image": {"path": "0.png", "start": NaN}}]}]}', r"rows\.jsonl:1: is no JSON \(NaN is no number\)"),
+    "ends before it starts": (record({"path": "0.png", "start": 2, "end": 2}), r"rows\.jsonl:1: turn 1: image: ends at 2 s, before it starts"),
+    "system turn without prefix": (turned(("system", "S"), ("user", "a"), ("assistant", "b")), r"^s1: chat has no prefix for role 'system'"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bad_record_is_one_line_that_says_where(rows, tmp_path, data_of, fault):
+    bad, message = FAULTS[fault]
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("a picture of a circle")
+    recipe = rows([bad])
+    with pytest.raises(ValueError, match=message) as caught:
+        data_of(recipe).plan(0)
+    text = str(caught.value)
+    assert "\n" not in text and len(text) < 600
+    assert "rows.jsonl:1" in text or "s1" in text
+
+
+def test_the_line_is_counted_as_an_editor_counts(rows, data_of):
+    good = json.dumps(record()).encode()
+    recipe = rows([good, b"", b"   ", good, b"{"])
+    with pytest.raises(ValueError, match=r"rows\.jsonl:5: is no JSON"):
+        list(recipe.data["rows"].open())
+    assert len(recipe.data["rows"].open()) == 3
+
+
+def test_an_empty_file_and_a_missing_one_are_told(rows, tmp_path, data_of):
+    recipe = rows([b"", b"  "])
+    with pytest.raises(ValueError, match=r"rows\.jsonl: holds no record; write one JSON object a line"):
+        data_of(recipe)
+    assert recipe.data["rows"].missing() is None
+    (tmp_path / "rows.jsonl").unlink()
+    assert recipe.data["rows"].missing() == str(tmp_path / "rows.jsonl")
+    with pytest.raises(ValueError, match=r"rows\.jsonl: cannot be read \(No such file"):
+        data_of(recipe)
+
+
+def test_a_medium_that_breaks_off_stops_the_step_that_needs_it_and_names_the_sample(rows, tmp_path, data_of):
+    """Its header is sound, so the plan is too: only decoding finds out. The steps before are given."""
+    Image.effect_noise((64, 64), 99).convert("RGB").save(tmp_path / "cut.png")
+    whole = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    records = [record(f"{number % 8}.png", name=f"s{number}") for number in range(15)] + [record("cut.png", name="broken")]
+    data = data_of(rows(records, batch={"length": 48, "packs": 1}))
+    order = [[layout.id for layout in pack] for pack in data.plan(0)]
+    before = next(number for number, ids in enumerate(order) if "broken" in ids)
+    assert before > 0, "another seed, please: it comes in the first step"
+    steps, given = data.steps(Position()), 0
+    with pytest.raises(ValueError, match=r"^sample broken: image: .*cut\.png: is a broken picture \(.*\); replace the file$"):
+        for _ in steps:
+            given += 1
+    assert given == before
+
+
+# ---------------------------------------------------------------------------------------------------------------- jsonl
+
+
+def test_records_are_read_as_written(tmp_path):
+    lines = [
+        {"id": 7, "kind": "colour", "turns": [{"role": "user", "content": "a\u2028b"}, {"role": "assistant", "content": "c"}]},
+        {"turns": [{"role": "user", "content": [{"image": {"path": "x/y.png", "start": 1, "end": 2.5}}, {"text": "t"}]}, {"role": "assistant", "content": [{"text": "a"}]}]},
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines).encode())
+    first, second = Jsonl(path=str(path), modalities=("image",)).open()
+    assert first == Sample("7", (Turn("user", (("text", "a\u2028b"),)), Turn("assistant", (("text", "c"),))), "colour")
+    assert second.id == f"{path}:2" and second.kind == ""
+    assert second.turns[0].content == (("image", Medium(str(tmp_path / "x/y.png"), 1, 2.5)), ("text", "t"))
+
+
+def test_an_id_of_zero_is_an_id(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"id": 0, "turns": [{"role": "assistant", "content": "c"}]}))
+    assert Jsonl(path=str(path)).open()[0].id == "0"
+
+
+def test_the_fingerprint_is_that_of_the_content(tmp_path):
+    for name, text in (("a", "1\n"), ("b", "1\n"), ("c", "2\n")):
+        (tmp_path / name).write_text(text)
+    a, b, c = (Jsonl(path=str(tmp_path / name)).fingerprint() for name in "abc")
+    assert a == b != c
