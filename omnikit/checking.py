@@ -79,7 +79,7 @@ def _warnings(recipe: Recipe, tokens: dict[str, dict[str, int]]) -> list[str]:
     for name, stage in recipe.stages.items():
         reached = reach(recipe, name)
         for modality, sizes in tokens.items():
-            largest, most = max(sizes.items(), key=lambda pair: pair[1])
+            largest, most = max(sizes.items(), key=lambda pair: pair[1], default=("none", 0))
             if f"modalities.{modality}.projector" in reached and most > stage.batch.length:
                 found.append(
                     f"stages.{name}.batch.length: {stage.batch.length} positions are fewer than the {most} tokens of "

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from omnikit.component import BackboneConfig, EncoderConfig
@@ -74,8 +75,12 @@ def save(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) 
     """Write and commit one checkpoint folder. Whatever was there is removed first."""
     _remove(folder)
     folder.mkdir(parents=True)
-    with _single_process():
-        dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder)), no_dist=True)
+    try:
+        with _single_process():
+            dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder)), no_dist=True)
+    except CheckpointException as error:  # no Exception, and a page of traces
+        reason, _ = next(iter(error.failures.values()))
+        raise ValueError(f"{folder}: cannot be written ({reason}); make room, then give the same command again") from error
     write_atomically(folder / STATE, json.dumps(state, indent=1) + "\n")
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for path in files:

@@ -221,8 +221,8 @@ class ReaderConfig(Component):
     """The Input class it makes; the recipe refuses an encoder that eats another."""
 
     def sizes(self, input: Any) -> dict[str, Grid]:  # noqa: ANN401  (an instance of `makes`)
-        """Grids worth knowing by name, for tables: {"tile": (1, 27, 27), "largest image": (10, 27, 27)}."""
-        raise NotImplementedError
+        """Grids worth knowing by name, for tables: {"tile": (1, 27, 27), "largest image": (10, 27, 27)}; or none."""
+        return {}
 
     def grids(self, medium: Medium, input: Any) -> list[Grid]:  # noqa: ANN401
         """The grids that `read` can give for this medium, largest first, from the file's header alone."""

@@ -6,11 +6,13 @@ stage is the windows' packs one after another, and step k takes the next P of th
 offset), whatever reads it, and resuming plans one window.
 """
 
+import functools
+import itertools
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import absl.logging
 import numpy as np
@@ -18,7 +20,7 @@ import numpy as np
 from omnikit.component import Sample
 from omnikit.packing import Batch, Pack, collate, pack, read_items
 from omnikit.recipe import Recipe, Stage
-from omnikit.sample import Branch, Layouter
+from omnikit.sample import Branch, Layout, Layouter
 
 # When imported, grain warns that there is no jax whose profiler it could use. Nobody here asked for jax.
 _verbosity = absl.logging.get_verbosity()
@@ -31,6 +33,8 @@ WINDOW = 512
 """Samples planned at a time: enough for full packs, few enough that planning never stalls a run."""
 AHEAD = 3
 """Steps that are read while one is computed."""
+SMALL = 512
+"""Sources with fewer samples are shuffled here: grain tries 2**16 / n numbers for a place in n, 0.1 s where n is 2."""
 
 
 class Position(NamedTuple):
@@ -88,7 +92,15 @@ class StageData:
         order = np.random.default_rng([self.seed, window]).permutation(len(packs))
         return [tuple(layouts[i] for i in packs[number]) for number in order]
 
-    def _layout(self, position: int):  # noqa: ANN202
+    def faults(self) -> list[str]:
+        """What is wrong with the samples of the first window; or, if nothing is, with the media of the first step."""
+        try:
+            first = list(itertools.islice(self.packs(Position()), self.stage.batch.packs))
+        except ValueError as error:
+            return faults_of(self._layout, range(WINDOW)) or [str(error)]
+        return unread(self.layouter, (layout for one, _ in first for layout in one))
+
+    def _layout(self, position: int) -> Layout:
         key, index = self.mixture(position)
         layout = self.layouter(self.sources[key][index], self.stage.data[key].as_)
         if len(layout.ids) > self.stage.batch.length:
@@ -133,14 +145,42 @@ class StageData:
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
+def faults_of(function: Callable[[Any], object], arguments: Iterable[Any]) -> list[str]:
+    """The distinct errors of the function, of all arguments that it was tried with."""
+    found: dict[str, None] = {}
+    for argument in arguments:
+        try:
+            function(argument)
+        except ValueError as error:
+            found[str(error)] = None
+    return list(found)
+
+
+def unread(layouter: Layouter, layouts: Iterable[Layout]) -> list[str]:
+    """What is wrong with the media of these layouts, found by reading them."""
+    return faults_of(lambda layout: read_items((layout,), layouter.branches), layouts)
+
+
 def _mixture(lengths: Mapping[str, int], shares: Mapping[str, float], seed: int) -> Callable[[int], tuple[str, int]]:
     """position -> (source, index). Each source is reshuffled every epoch; shares are of samples."""
     names = list(lengths)
-    ranges = [
-        grain.MapDataset.source([(name, index) for index in range(lengths[name])])
-        .shuffle(seed=seed_of(seed, name))
-        .repeat(None)
-        for name in names
-    ]
+    ranges = [_shuffled(name, lengths[name], seed_of(seed, name)) for name in names]
     mixed = ranges[0] if len(ranges) == 1 else grain.MapDataset.mix(ranges, weights=[shares[n] for n in names])
     return mixed.__getitem__
+
+
+def _shuffled(name: str, length: int, seed: int) -> grain.MapDataset[tuple[str, int]]:
+    """The places (name, index) of a source, epoch after epoch, each in an order of its own."""
+    source = grain.MapDataset.source([(name, index) for index in range(length)])
+    if length >= SMALL:
+        return source.shuffle(seed=seed).repeat(None)
+
+    @functools.lru_cache(maxsize=16)
+    def order(epoch: int) -> list[int]:
+        return np.random.default_rng([seed, epoch]).permutation(length).tolist()
+
+    def place(position: int, _: tuple[str, int]) -> tuple[str, int]:
+        epoch, within = divmod(position, length)
+        return name, order(epoch)[within]
+
+    return source.repeat(None).map_with_index(place)

@@ -45,6 +45,7 @@ class Run:
             raise ValueError(f"{folder}: has no checkpoint yet; let `omnikit train` reach its first one")
         model = build(recipe, frozenset(recipe.modalities))
         inherit(model, checkpoints)
+        model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(recipe, model)
 
     def answer(self, samples: Sequence[Sample], blind: bool = False, max_tokens: int = 64) -> list[str]:

@@ -43,7 +43,7 @@ def summary(
         stages[stage] = {
             "steps": rows[-1]["step"] if rows else 0,
             "planned": entry.steps,
-            "seconds": round(sum(row["seconds"] for row in rows), 3),
+            "seconds": round(sum(row["seconds"] + row.get("wait", 0.0) for row in rows), 3),
             "tokens": sum(row["tokens"] for row in rows),
             "loss": smooth([row["loss"] for row in rows])[-1] if rows else None,
             "losses": {group: losses[-1] for group, (_, losses) in curves(rows).items()},

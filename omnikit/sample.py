@@ -99,11 +99,15 @@ class Layouter:
         if self.chat.system is not None and turns[0].role != "system":
             turns = (Turn("system", (("text", self.chat.system),)), *turns)
         if not answer:
-            last = max(index for index, turn in enumerate(turns) if turn.role == "assistant")
+            last = max((index for index, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
+            if last < 0:
+                raise ValueError(f"sample {sample.id}: has no assistant turn; there is nothing to answer")
             turns = (*turns[:last], Turn("assistant", ()))
         for index, turn in enumerate(turns):
             if turn.role not in self.chat.prefix:
-                raise ValueError(f"{sample.id}: chat has no prefix for role {turn.role!r}; add it to backbone.chat")
+                raise ValueError(
+                    f"sample {sample.id}: chat has no prefix for role {turn.role!r}; add it to backbone.chat"
+                )
             draft.template(self.chat.prefix[turn.role])
             if not answer and index == len(turns) - 1:
                 break
@@ -154,7 +158,7 @@ class _Draft:
         branch = self.layouter.branches.get(modality)
         if branch is None:
             known = ", ".join(self.layouter.branches) or "none"
-            raise ValueError(f"{self.name}: the recipe has no modality {modality!r}; modalities: {known}")
+            raise ValueError(f"sample {self.name}: the recipe has no modality {modality!r}; modalities: {known}")
         chat = self.layouter.chat
         self.template(chat.begin.get(modality, ""))
         self._cut()

@@ -141,6 +141,8 @@ def _seeded(seed: int, path: str) -> Iterator[None]:
 
 
 def _load_pretrained(path: str, module: nn.Module, config: BackboneConfig | EncoderConfig) -> None:
+    if type(config).pretrained in (BackboneConfig.pretrained, EncoderConfig.pretrained):
+        raise ValueError(f"{path}.weights: type {config.type} loads no weights; remove it")
     target = module.state_dict()
     ties = dict(getattr(module, "tied", lambda: ())())
     missing = set(target) - set(ties)

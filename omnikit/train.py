@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from omnikit.checking import check_recipe
 from omnikit.checkpoint import Checkpoint, RunFolder, flat_tensors, load_into
-from omnikit.data import Position, StageData, layouter_of, seed_of
+from omnikit.component import SourceConfig
+from omnikit.data import Position, StageData, faults_of, layouter_of, seed_of, unread
 from omnikit.loss import Loss
 from omnikit.model import OmniModel
 from omnikit.packing import Batch
 from omnikit.recipe import Recipe, built
-from omnikit.sample import Layouter
+from omnikit.sample import Layout, Layouter
 from omnikit.stages import (
     apply_rules,
     build,
@@ -31,6 +32,11 @@ from omnikit.stages import (
     rules_by_parameter,
     trained,
 )
+
+FAULTS = 20
+"""Lines that say what is wrong with the data, at most."""
+HELDOUT_READ = 8
+"""Samples of each held-out set whose media are read before training; the rest are only laid out."""
 
 
 class TrainingStopped(RuntimeError):
@@ -65,9 +71,31 @@ def train(recipe: Recipe, folder: Path, display: Display) -> RunFolder:
 
 
 def check_data(recipe: Recipe, layouter: Layouter) -> None:
-    """Plan the first window of every stage."""
-    for name in recipe.stages:
-        StageData(recipe, name, layouter).plan(0)
+    """Lay out the first window of every stage and all held-out samples, and read the media that come first.
+
+    What is wrong is said in one ValueError, a line for each fault.
+    """
+    checks = [lambda name=name: StageData(recipe, name, layouter).faults() for name in recipe.stages]
+    checks += [lambda data=entry.data: _heldout_faults(data, layouter) for entry in recipe.heldout.values()]
+    found: dict[str, None] = {}
+    for check in checks:
+        try:
+            found |= dict.fromkeys(check())
+        except ValueError as error:
+            found[str(error)] = None
+    lines = list(found)
+    if len(lines) > FAULTS:
+        lines[FAULTS - 1 :] = [f"and {len(lines) - FAULTS + 1} more faults in the data"]
+    if lines:
+        raise ValueError("\n".join(lines))
+
+
+def _heldout_faults(data: SourceConfig, layouter: Layouter) -> list[str]:
+    """What is wrong with any held-out sample, or with the media of the first ones."""
+    source = data.open()
+    layouts: list[Layout] = []
+    found = faults_of(lambda index: layouts.append(layouter(source[index], answer=False)), range(len(source)))
+    return found + unread(layouter, layouts[:HELDOUT_READ])
 
 
 def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, display: Display) -> None:
@@ -96,6 +124,7 @@ def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, d
     parents = [checkpoint.hash() for checkpoint in ancestors(recipe, name, run)[:1]]
     display.stage(name, step, stage.steps)
 
+    ended = time.perf_counter()
     for work in StageData(recipe, name, layouter).steps(position):
         began = time.perf_counter()
         step += 1
@@ -144,6 +173,7 @@ def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, d
             "places": sum(batch.segments.numel() for batch in work.batches),
             "norm": norm,
             "rate": factor,
+            "wait": began - ended,
             "seconds": time.perf_counter() - began,
         }
         # The metrics come first: a kill in between loses none, and lines without a checkpoint are forgotten.
@@ -163,6 +193,7 @@ def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, d
         display.step(record)
         if last:
             return
+        ended = time.perf_counter()
 
 
 def start_of(recipe: Recipe, name: str, run: RunFolder) -> OmniModel:

@@ -209,7 +209,7 @@ def recipe_of(world, registry):
     return make
 
 
-class Quiet:
+class Display:
     """A display that keeps what it is shown."""
 
     def __init__(self):
@@ -224,7 +224,62 @@ class Quiet:
 
 @pytest.fixture
 def quiet():
-    return Quiet()
+    return Display()
+
+
+class Watched(Display):
+    """A whole run, and how much gradient each trained tensor was given in each stage."""
+
+    def __init__(self, recipe, folder, window):
+        from omnikit.train import train
+
+        super().__init__()
+        self.recipe, self.gradients = recipe, {}
+        step = torch.optim.AdamW.step
+
+        def seen(optimizer, *args, **kwargs):
+            given = self.gradients.setdefault(self.stages[-1][0], {})
+            for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+                given[id(parameter)] = given.get(id(parameter), 0.0) + float(parameter.grad.abs().sum())
+            return step(optimizer, *args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.optim.AdamW, "step", seen)
+            patch.setattr("omnikit.data.WINDOW", window)
+            torch.set_num_threads(1)
+            self.run = train(recipe, folder, self)
+
+    def start(self, name):
+        """The tensors with which a stage began, which no file holds."""
+        from omnikit.train import start_of
+
+        model = start_of(self.recipe, name, self.run)
+        return {
+            path: tensor.clone() for path, tensor in model.state_dict().items() if path != "backbone.lm_head.weight"
+        }
+
+    def check_stage(self, name, after):
+        """Assert that a stage moved what its rules train and nothing else; `after` are its checkpoint's tensors."""
+        from omnikit.stages import rules_by_parameter
+
+        before = self.start(name)
+        assert before.keys() == after.keys(), "the checkpoint holds the stage's model, and no optimizer at its end"
+        rules = rules_by_parameter(after, self.recipe, name)
+        trains = {path for path, matched in rules.items() if matched.rule is not None}
+        assert trains and all(rules[path].rule.weight_decay == 0 for path in trains)
+        for path, tensor in after.items():
+            stayed = torch.equal(tensor, before[path])
+            assert stayed != (path in trains), f"{path} {'stayed' if stayed else 'moved'} in stage {name}"
+            assert tensor.isfinite().all()
+        given = self.gradients[name]
+        assert len(given) == len(trains), "the optimizer holds what is trained, and nothing else"
+        assert all(amount > 0 for amount in given.values()), "every trained tensor had a gradient that is not zero"
+
+
+@pytest.fixture(scope="session")
+def watched():
+    """watched(recipe, folder, window) -> the run of a recipe, watched."""
+    return Watched
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from omnikit.cli import main
 from omnikit.recipe import RecipeError, load_recipe
@@ -275,6 +276,7 @@ PICTURE, QUESTION = {"image": "WORLD/0.png"}, {"text": "colour?"}
 SAMPLES = {
     "missing medium": (turns({"image": "gone.png"}, QUESTION), r"sample s1: image: .*gone.png"),
     "broken medium": (turns({"image": "broken.png"}, QUESTION), r"sample s1: image: .*broken.png"),
+    "half a medium": (turns({"image": "half.png"}, QUESTION), r"sample s1: image: .*half.png: is a broken picture"),
     "empty medium": (turns({"image": "empty.png"}, QUESTION), r"sample s1: image: .*empty.png"),
     "medium of another kind": (turns({"image": "WORLD/0.wav"}, QUESTION), r"sample s1: image: .*0.wav"),
     "medium that is a folder": (turns({"image": "."}, QUESTION), r"sample s1: image: "),
@@ -291,15 +293,51 @@ SAMPLES = {
 }
 
 
+def broken_media(folder, world):
+    (folder / "broken.png").write_bytes((world / "0.png").read_bytes()[:20])
+    (folder / "empty.png").write_bytes(b"")
+    Image.effect_noise((64, 64), 99).convert("RGB").save(folder / "half.png")
+    noise = (folder / "half.png").read_bytes()
+    (folder / "half.png").write_bytes(noise[: len(noise) // 2])
+
+
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_bad_sample_is_refused_before_anything_is_written(refused, folder, world, name):
     record, expected = SAMPLES[name]
-    (folder / "broken.png").write_bytes((world / "0.png").read_bytes()[:20])
-    (folder / "empty.png").write_bytes(b"")
+    broken_media(folder, world)
     text = "\n" if record is None else json.dumps(record).replace("WORLD", str(world)) + "\n"
     (folder / "bad.jsonl").write_text(text)
     [line] = refused(changed("WORLD/image.jsonl", "bad.jsonl"))
     assert re.search(expected, line), line
+
+
+HELDOUT = RECIPE.replace(
+    "stages:\n",
+    "heldout:\n  new: {data: {type: jsonl, path: bad.jsonl, modalities: [image]}, metric: exact}\nstages:\n",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "before"), [("missing medium", 40), ("no answer", 40), ("half a medium", 7), ("no record", 0)]
+)
+def test_a_bad_heldout_sample_is_refused_before_anything_is_written(refused, folder, world, name, before):
+    record, expected = SAMPLES[name]
+    broken_media(folder, world)
+    lines = [json.dumps(turns(PICTURE, QUESTION)).replace("WORLD", str(world))] * before
+    (folder / "bad.jsonl").write_text("\n".join([*lines, "" if record is None else json.dumps(record)]))
+    [line] = refused(HELDOUT)
+    assert re.search(expected.replace(":1:", f":{before + 1}:"), line), line
+
+
+def test_faults_of_different_samples_are_all_told_up_to_20_lines(refused, folder, world):
+    def write(number):
+        rows = [turns({"image": f"{n}.png"}) | {"id": f"s{n}"} for n in range(number)]
+        (folder / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return sorted(refused(HELDOUT.replace("WORLD/image.jsonl", "bad.jsonl")))
+
+    assert [line.split(":")[0] for line in write(5)] == [f"sample s{n}" for n in range(5)]
+    lines = write(30)
+    assert len(lines) == 20 and lines[0] == "and 11 more faults in the data"
 
 
 def test_a_record_that_is_no_json_is_told_with_its_line(refused, folder, world):

@@ -12,8 +12,8 @@ from .scenes import Clip, Motion
 
 RATE = 8
 FRAMES = 16
-MARGIN = 13.0
-"""Pixels between the edge and the first and last place of a moving figure's centre."""
+QUARTERS = (SIDE / 4, 3 * SIDE / 4)
+"""Where figures are: at the centres of a picture's quarters, or moving between two of them."""
 
 
 def draw_frames(clip: Clip, look: str) -> Iterator[Image.Image]:
@@ -25,14 +25,13 @@ def draw_frames(clip: Clip, look: str) -> Iterator[Image.Image]:
     random = Random(look)
     empty = blank(random)
     tints = {figure: tint(figure, random) for figure in clip.figures}
-    radius = random.uniform(9.5, 12.0)
-    aside = random.uniform(-10.0, 10.0)
-    rest = (SIDE / 2 + random.uniform(-8.0, 8.0), SIDE / 2 + random.uniform(-8.0, 8.0))
+    radius = random.uniform(9.5, 12.5)
+    place = (random.choice(QUARTERS) + random.uniform(-2.0, 2.0), random.choice(QUARTERS) + random.uniform(-2.0, 2.0))
     for index in range(FRAMES):
         if isinstance(clip, Motion):
-            figure, centre = clip.figure, _on_the_way(clip.way, index / (FRAMES - 1), aside)
+            figure, centre = clip.figure, _on_the_way(clip.way, index / (FRAMES - 1), place)
         else:
-            figure, centre = clip.figures[2 * index // FRAMES], rest
+            figure, centre = clip.figures[2 * index // FRAMES], place
         frame = empty.copy()
         paint_figure(frame, figure, centre, radius, tints[figure])
         yield frame.reduce(FINE)
@@ -51,9 +50,9 @@ def write_clip(clip: Clip, look: str, path: Path) -> None:
         container.mux(stream.encode(None))
 
 
-def _on_the_way(way: str, share: float, aside: float) -> tuple[float, float]:
-    """Returns the centre of a figure that has gone this share of its way."""
+def _on_the_way(way: str, share: float, place: tuple[float, float]) -> tuple[float, float]:
+    """Returns the centre of a figure that has gone this share of its way through `place`."""
     forward = way in ("right", "down")
-    along = MARGIN + (SIDE - 2 * MARGIN) * (share if forward else 1 - share)
-    across = SIDE / 2 + aside
-    return (along, across) if way in ("left", "right") else (across, along)
+    first, last = QUARTERS
+    along = first + (last - first) * (share if forward else 1 - share)
+    return (along, place[1]) if way in ("left", "right") else (place[0], along)

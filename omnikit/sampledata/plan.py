@@ -90,7 +90,7 @@ def plan(seed: int, size: int) -> Plan:
     takes = max(1, round(2 * size / 3000))
     _plan_pictures(train, size, takes)
     _plan_single_figures(train, size)
-    _plan_clips(train, max(1, size * 3 // 10), size * 2 // 5, takes)
+    _plan_clips(train, max(1, size * 2 // 3), size * 2 // 3, takes)
     _plan_train_speech(train, size * 5 // 3)
     _plan_train_text(train, size * 4)
 

@@ -121,15 +121,15 @@ class Question(NamedTuple):
     figure: Figure | None = None
 
 
-def sample_figures(random: Random, number: int, heldout: bool) -> tuple[Figure, ...]:
-    """Returns figures of distinct shapes and colours: training pairs only, or with at least one held-out pair."""
+def sample_figures(random: Random, number: int, heldout: bool | None) -> tuple[Figure, ...]:
+    """Returns figures of distinct shapes and colours: training pairs only, with a held-out pair, or (None) any."""
     while True:
         figures = tuple(map(Figure, random.sample(COLOURS, number), random.sample(SHAPES, number)))
-        if any(figure.heldout for figure in figures) == heldout:
+        if heldout is None or any(figure.heldout for figure in figures) == heldout:
             return figures
 
 
-def sample_picture(random: Random, heldout: bool, number: int | None = None) -> Picture:
+def sample_picture(random: Random, heldout: bool | None, number: int | None = None) -> Picture:
     """Returns a random picture with this number of figures, or with one to four, each number equally often."""
     figures = sample_figures(random, number or random.randint(1, len(NUMBERS)), heldout)
     cells = sorted(random.sample(range(4), len(figures)))
@@ -141,7 +141,7 @@ def sample_picture(random: Random, heldout: bool, number: int | None = None) -> 
     )
 
 
-def sample_clip(random: Random, heldout: bool) -> Clip:
+def sample_clip(random: Random, heldout: bool | None) -> Clip:
     """Returns a random clip: a motion or an order of two figures, equally often."""
     if random.random() < 0.5:
         return Motion(sample_figures(random, 1, heldout)[0], random.choice(WAYS))
@@ -156,13 +156,13 @@ def ask(kind: str, scene: Scene, random: Random) -> Question | None:
     return ask_clip(kind, scene, random)
 
 
-def sample_scene(medium: str, random: Random, heldout: bool) -> Scene:
+def sample_scene(medium: str, random: Random, heldout: bool | None) -> Scene:
     """Returns a random picture or clip."""
     return sample_picture(random, heldout) if medium == "picture" else sample_clip(random, heldout)
 
 
 def pose(
-    medium: str, kind: str, answer: str, random: Random, heldout: bool, novel: bool | None = None
+    medium: str, kind: str, answer: str, random: Random, heldout: bool | None, novel: bool | None = None
 ) -> tuple[Scene, Question]:
     """Returns a random scene and a question of this kind with this answer.
 

@@ -17,6 +17,8 @@ from omnikit.checkpoint import RunFolder, verify
 from omnikit.recipe import dump_recipe
 
 KILLS = 9
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""Threads do not outlive a fork."""
 PATIENCE = 120
 """Seconds until a start that does nothing is called hung."""
 
@@ -52,6 +54,7 @@ class Starter:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            env=ONE_THREAD,
         )
 
     def start(self, *arguments):
@@ -104,7 +107,10 @@ def wait_for_new_lines(folder, number):
 
 
 def metrics_of(folder):
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in RunFolder(folder).metrics()]
+    return [
+        {key: value for key, value in line.items() if key not in ("seconds", "wait")}
+        for line in RunFolder(folder).metrics()
+    ]
 
 
 def checkpoints_of(folder):
@@ -145,7 +151,11 @@ def test_a_run_killed_at_random_moments_ends_bitwise_as_one_that_was_not(starter
     assert not (killed / "report.json").exists()
 
     subprocess.run(
-        [sys.executable, "-m", "omnikit", *map(str, command(killed))], check=True, timeout=PATIENCE, capture_output=True
+        [sys.executable, "-m", "omnikit", *map(str, command(killed))],
+        check=True,
+        timeout=PATIENCE,
+        capture_output=True,
+        env=ONE_THREAD,
     )
     expected, found = checkpoints_of(whole), checkpoints_of(killed)
     assert found.keys() == expected.keys()

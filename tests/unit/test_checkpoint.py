@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import resource
 import shutil
 import warnings
 from importlib.metadata import version
@@ -132,6 +133,22 @@ def test_a_save_that_is_killed_anywhere_counts_as_none_and_the_one_before_stays(
         second()  # the same again goes through
         assert [found.step for found in run.committed("only")] == [1, 2] and run.latest("only").step == 2
     assert at > 5
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path):
+    run, large = RunFolder(tmp_path), {"a": torch.zeros(100_000)}
+    run.save("only", 1, TENSORS, {"step": 1}, keep=2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # bytes a file may have
+    try:
+        with pytest.raises(ValueError, match=r"step-000002: cannot be written \(.*too large\); make room") as caught:
+            run.save("only", 2, large, {"step": 2}, keep=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    assert run.latest("only").step == 1
+    run.save("only", 2, large, {"step": 2}, keep=2)
+    assert run.latest("only").step == 2
 
 
 def test_the_commit_is_the_last_file_that_is_written(tmp_path, monkeypatch):

@@ -1,13 +1,18 @@
 """Held-out scores: the metrics, chance and tables by hand, and what `measure` asks of a run."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from omnikit.component import Medium, Sample, SourceConfig, Turn
+from omnikit.generate import Run
 from omnikit.heldout import exact, expected_answer, is_right, last_answer, measure, media_of, table, word_error_rate
+from omnikit.model import OmniModel
 from omnikit.recipe_schema import Held, Recipe
+from omnikit.train import train
 
 
 class Listed(SourceConfig):
@@ -186,3 +191,14 @@ def test_measure_does_not_ask_again_where_nothing_can_be_hidden() -> None:
 def test_measure_refuses_a_set_without_samples() -> None:
     with pytest.raises(ValueError, match=r"heldout\.empty\.data: holds no sample"):
         measure(Told({"empty": Held(data=Listed(), metric="exact")}, [], []))
+
+
+def test_a_run_is_measured_on_the_device_that_it_would_be_trained_on(
+    recipe_of: Any, parts: Any, registry: Any, tmp_path: Path, quiet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(recipe_of({"language": parts.stage({"text": 1}, {"rest": 1e-3}, steps=1)}), tmp_path, quiet)
+    moved: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(OmniModel, "to", lambda self, device: moved.append(torch.device(device).type))
+    Run.load(tmp_path, registry)
+    assert moved == ["cuda"]

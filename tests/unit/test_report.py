@@ -81,7 +81,8 @@ def stage(steps: int, train: dict[str, Any]) -> Stage:
 def recorded(name: str, losses: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl."""
     return [
-        {"stage": name, "step": i, "loss": sum(one.values()) / len(one), "losses": one, "seconds": 0.5, "tokens": 10}
+        {"stage": name, "step": i, "loss": sum(one.values()) / len(one), "losses": one, "tokens": 10}
+        | {"seconds": 0.375, "wait": 0.125}
         for i, one in enumerate(losses, 1)
     ]
 

@@ -230,8 +230,13 @@ def test_a_stop_that_is_no_special_token_is_an_error(qwen, stop):
 
 
 def test_a_role_without_prefix_is_an_error_that_names_it(recipe_of):
-    with pytest.raises(ValueError, match=r"^s: chat has no prefix for role 'system'; add it to backbone\.chat"):
+    with pytest.raises(ValueError, match=r"^sample s: chat has no prefix for role 'system'; add it to backbone\.chat"):
         layouter_of(recipe_of())(sample_of(("system", "S"), ("user", "a"), ("assistant", "b")))
+
+
+def test_a_prompt_of_a_sample_without_answer_is_an_error_that_names_it(recipe_of):
+    with pytest.raises(ValueError, match=r"^sample s: has no assistant turn; there is nothing to answer$"):
+        layouter_of(recipe_of())(sample_of(("user", "a")), answer=False)
 
 
 # --------------------------------------------------------------------------------------------------------------- media
@@ -328,7 +333,9 @@ def test_an_unknown_modality_and_a_medium_that_is_not_there_are_named(recipe_of)
     def asked(modality):
         return Sample("s7", (Turn("user", ((modality, Medium("/nowhere.png")),)), Turn("assistant", (("text", "a"),))))
 
-    with pytest.raises(ValueError, match=r"^s7: the recipe has no modality 'depth'; modalities: image, video, audio$"):
+    with pytest.raises(
+        ValueError, match=r"^sample s7: the recipe has no modality 'depth'; modalities: image, video, audio$"
+    ):
         layouter(asked("depth"))
     for modality in ("image", "video", "audio"):
         with pytest.raises(ValueError, match=rf"^sample s7: {modality}: /nowhere\.png: cannot be opened"):

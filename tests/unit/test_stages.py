@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from omnikit.checking import check_recipe
+from omnikit.component import EncoderConfig, ReaderConfig
 from omnikit.data import branches_of, layouter_of
 from omnikit.packing import collate, read_items
 from omnikit.recipe import Rule, Schedule
@@ -425,3 +427,28 @@ def test_no_pickle_is_loaded(tmp_path, pretrained):
     with pytest.raises(ValueError, match=r"^backbone\.weights: .* holds a broken \.safetensors file"):
         pretrained(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def changed(recipe, table, name, **update):
+    """The recipe with one entry of a table changed."""
+    entries = dict(getattr(recipe, table))
+    entries[name] = entries[name].model_copy(update=update)
+    return recipe.model_copy(update={table: entries})
+
+
+def test_weights_of_a_type_that_loads_none_are_an_error(recipe_of):
+    recipe = recipe_of()
+    plain = type(recipe.encoders["vision"])
+    bare = type("Bare", (plain,), {"type": "bare", "pretrained": EncoderConfig.pretrained, "__module__": __name__})
+    entry = bare.model_construct(**dict(recipe.encoders["vision"])).model_copy(update={"weights": "some/weights"})
+    recipe = recipe.model_copy(update={"encoders": {**recipe.encoders, "vision": entry}})
+    with pytest.raises(ValueError, match=r"^encoders\.vision\.weights: type bare loads no weights; remove it$"):
+        build(recipe, frozenset({"image"}))
+
+
+def test_a_reader_without_sizes_has_no_row_in_the_table_of_tokens(recipe_of):
+    class Bare(ReaderConfig):
+        type = "bare"
+
+    found = check_recipe(changed(recipe_of(), "modalities", "image", reader=Bare()))
+    assert found["tokens"]["image"] == {} and found["tokens"]["audio"] and found["warnings"] == []
