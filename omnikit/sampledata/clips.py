@@ -44,7 +44,8 @@ def write_clip(clip: Clip, look: str, path: Path) -> None:
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
-        stream.options = {"crf": "14", "preset": "veryfast"}
+        # Looking ahead, x264 does not write the same bytes every time, not even with one thread.
+        stream.options = {"crf": "14", "preset": "veryfast", "tune": "zerolatency"}
         for image in draw_frames(clip, look):
             container.mux(stream.encode(av.VideoFrame.from_image(image)))
         container.mux(stream.encode(None))

@@ -86,7 +86,7 @@ def command(recipe_of, parts, tmp_path_factory):
         "image": parts.stage({"image": 2, "text": 1}, {"encoders": "frozen", "rest": 1e-2}, steps=24),
     }
     path = tmp_path_factory.mktemp("recipe") / "kill.yaml"
-    path.write_text(dump_recipe(recipe_of(stages, run={"save": 2, "keep": 2})))
+    path.write_text(dump_recipe(recipe_of(stages, run={"save": 2, "keep": 2, "precision": "bf16"})))
     return lambda folder: ("train", path, "--out", folder)
 
 
