@@ -87,7 +87,7 @@ class Plan(NamedTuple):
 def plan(seed: int, size: int) -> Plan:
     """Returns all records and media of the data set of this seed and size."""
     train, heldout = Half("train", seed), Half("heldout", seed)
-    takes = max(1, round(2 * size / 3000))
+    takes = max(1, round(4 * size / 3000))
     _plan_pictures(train, size, takes)
     _plan_single_figures(train, size)
     _plan_clips(train, max(1, size * 2 // 3), size * 2 // 3, takes)
