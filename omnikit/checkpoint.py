@@ -80,7 +80,8 @@ def save(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) 
             dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder)), no_dist=True)
     except CheckpointException as error:  # no Exception, and a page of traces
         reason, _ = next(iter(error.failures.values()))
-        raise ValueError(f"{folder}: cannot be written ({reason}); make room, then give the same command again") from error
+        remedy = "make room, then give the same command again"
+        raise ValueError(f"{folder}: cannot be written ({reason}); {remedy}") from error
     write_atomically(folder / STATE, json.dumps(state, indent=1) + "\n")
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for path in files:

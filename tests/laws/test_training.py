@@ -171,11 +171,60 @@ def test_a_run_is_the_same_however_its_packs_are_cut(recipe_of, parts, tmp_path,
     for micro in (1, 4):
         entry = parts.stage({"text": 3, "mixed": 1}, {"rest": 1e-3}, batch={"length": 48, "packs": 4, "micro": micro})
         run = train(recipe_of({"only": entry}), tmp_path / str(micro), Observed())
-        ends.append((tensors_of(run.latest("only").folder), [line["loss"] for line in run.metrics()]))
-    assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-3)
+        ends.append((tensors_of(run.latest("only").folder), list(run.metrics())))
+    for key in ("loss", "norm", "labels", "tokens"):
+        assert [line[key] for line in ends[0][1]] == pytest.approx([line[key] for line in ends[1][1]], rel=1e-3), key
     # Adam divides by the gradient's own size: rounding of a gradient near zero shows in the weight
     for name, tensor in ends[0][0].items():
         torch.testing.assert_close(ends[1][0][name], tensor, rtol=0, atol=2e-3)
+
+
+def test_the_gradient_is_that_of_the_mean_over_the_labels_of_the_step(recipe_of, parts, tmp_path):
+    entry = parts.stage({"text": 1, "image": 1}, {"rest": 1e-3}, steps=1, batch={"length": 48, "packs": 4, "micro": 1})
+    recipe = recipe_of({"only": entry})
+    model = start_of(recipe, "only", RunFolder(tmp_path / "none"))
+    [step] = take(StageData(recipe, "only", layouter_of(recipe)).steps(Position()), 1)
+    labels = sum(len(batch.labels) for batch in step.batches)
+    total = sum(model(batch).total for batch in step.batches)
+    (total / labels).backward()
+    norm = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm().item()
+    [line] = train(recipe, tmp_path / "run", Observed()).metrics()
+    assert (line["labels"], line["loss"]) == (labels, pytest.approx(total.item() / labels, rel=1e-5))
+    assert line["norm"] == pytest.approx(norm, rel=1e-4) and norm > 1, "what is logged is the norm before clipping"
+
+
+def test_rates_follow_the_schedule(recipe_of, parts, tmp_path, monkeypatch):
+    """Two rules, five steps of warm-up and decline: what the optimizer is given at each step."""
+    given, step = [], torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "step",
+        lambda optimizer: (given.append({group["lr"] for group in optimizer.param_groups}), step(optimizer))[1],
+    )
+    train_rules = {"backbone.model.layers": 1e-3, "rest": 4e-3}
+    schedule = {"shape": "linear", "warmup": 0.4, "floor": 0.1}
+    recipe = recipe_of({"only": parts.stage({"text": 1}, train_rules, steps=5, schedule=schedule)})
+    run = train(recipe, tmp_path, Observed())
+    factors = [0.5, 1.0, 1.0, 0.7, 0.4]  # the floor would come at a sixth step
+    assert [line["rate"] for line in run.metrics()] == pytest.approx(factors)
+    for rates, factor in zip(given, factors, strict=True):
+        assert sorted(rates) == pytest.approx([1e-3 * factor, 4e-3 * factor])
+
+
+@pytest.mark.parametrize("clip", [1e-6, 1e6])
+def test_gradients_are_clipped_at_the_stages_own_norm(recipe_of, parts, tmp_path, monkeypatch, clip):
+    """Adam is blind to one common factor, but not to one that pushes gradients below its epsilon."""
+    norms, step = [], torch.optim.AdamW.step
+
+    def seen(optimizer):
+        gradients = [parameter.grad.flatten() for group in optimizer.param_groups for parameter in group["params"]]
+        norms.append(torch.cat(gradients).norm().item())
+        return step(optimizer)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", seen)
+    run = train(recipe_of({"only": parts.stage({"text": 1}, {"rest": 1e-3}, steps=2, clip=clip)}), tmp_path, Observed())
+    logged = [line["norm"] for line in run.metrics()]
+    assert norms == pytest.approx([min(clip, norm) for norm in logged], rel=1e-3) and min(logged) > 0.1
 
 
 # --------------------------------------------------------------------------------------------------------------- resume

@@ -257,6 +257,27 @@ def test_a_damaged_checkpoint_does_not_count_among_those_kept(tmp_path):
     assert all(verify(found.folder) is None for found in run.committed("only"))
 
 
+@pytest.mark.parametrize("step", [2, 3], ids=["saved again", "pruned"])
+def test_a_checkpoint_that_is_half_removed_does_not_count(tmp_path, monkeypatch, step):
+    run = RunFolder(tmp_path)
+    for before in (1, 2):
+        run.save("only", before, TENSORS, {}, keep=2)
+
+    def die_half_way(folder, **_):
+        if folder.exists():
+            next(folder.glob("*.safetensors")).unlink()
+            raise Killed
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", die_half_way)
+    with pytest.raises(Killed):
+        run.save("only", step, TENSORS, {}, keep=2)
+    monkeypatch.undo()
+    assert [found.step for found in run.committed("only")] == ([1] if step == 2 else [2, 3])
+    assert all(verify(found.folder) is None for found in run.committed("only"))
+    run.sweep(["only"])
+    assert len(list((tmp_path / "only").iterdir())) == len(run.committed("only"))
+
+
 def test_saving_a_step_again_replaces_it(tmp_path):
     run = RunFolder(tmp_path)
     run.save("only", 2, {"a": torch.tensor([1]), "b": torch.tensor([1])}, {"n": 1}, keep=2)
