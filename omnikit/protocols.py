@@ -5,9 +5,8 @@ B rows (packs) of T positions.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -36,7 +35,7 @@ class ProjectorModule(Protocol):
 
 @runtime_checkable
 class BackboneModule(Protocol):
-    """A causal decoder in three steps, so that the loss can look at label positions only."""
+    """A causal decoder in steps, so that the loss can look at label positions only."""
 
     width: int
 
@@ -54,12 +53,19 @@ class BackboneModule(Protocol):
         """Logits of chosen hidden states."""
         ...
 
+    def extend(
+        self,
+        embeds: Float[Tensor, "B T H"],
+        mask: Int[Tensor, "B S"],
+        cache: Any,  # noqa: ANN401  (the backbone's own)
+    ) -> tuple[Float[Tensor, "B T H"], Any]:
+        """For generation: final hidden states of T further positions after a cache (None at first), and the new cache.
+
+        `mask` is 0 on left padding, over all S positions so far.
+        """
+        ...
+
 
 def blocks(module: nn.Module) -> Iterable[nn.Module]:
     """The module's repeated layers (its optional `blocks`), the units of checkpointing and sharding."""
     return getattr(module, "blocks", ())
-
-
-def flat(values: Sequence[Tensor]) -> Tensor:
-    """The tensors end to end along their first axis."""
-    return values[0] if len(values) == 1 else torch.cat(list(values))
