@@ -35,6 +35,12 @@ def _components(recipe: Recipe, stage: str, model: OmniModel) -> dict[str, dict[
     encoders = {recipe.modalities[name].encoder for name in modalities}
     kept = {"backbone", *(f"encoders.{name}" for name in encoders)}
     kept |= {f"modalities.{name}.projector" for name in modalities}
+    for target in recipe.stages[stage].init:
+        if target not in kept:
+            raise ValueError(
+                f"stages.{stage}.init.{target}: no sample of the stage reaches it, so it is not built here; "
+                "move this to the first stage that has data for it"
+            )
     parameters = {
         path: {f"{path}.{name}": parameter for name, parameter in module.named_parameters()}
         for path, module in components(model).items()

@@ -409,10 +409,11 @@ def test_init_from_an_encoder_that_the_stage_does_not_build(recipe_of, parts, tm
 
 def test_init_of_what_the_stage_does_not_build_is_an_error(recipe_of, parts, tmp_path):
     entry = parts.stage({"image": 1}, {"rest": 1e-3}, init={"modalities.video.projector": "modalities.image.projector"})
-    with pytest.raises(
-        ValueError, match=r"stages\.image\.init\.modalities\.video\.projector: no sample of the stage reaches it"
-    ):
-        train(recipe_of({"image": entry}), tmp_path, Observed())
+    with pytest.raises(ExceptionGroup) as told:
+        train(recipe_of({"image": entry}), tmp_path / "run", Observed())
+    [fault] = told.value.exceptions
+    assert "stages.image.init.modalities.video.projector: no sample of the stage reaches it" in str(fault)
+    assert not (tmp_path / "run").exists(), "said before anything is written"
 
 
 # ------------------------------------------------------------------------------------------------------------ precision
