@@ -46,7 +46,7 @@ def registry():
 def world(tmp_path_factory):
     """A folder with text.jsonl, image.jsonl, video.jsonl, audio.jsonl, mixed.jsonl, 160 rows each, and their media.
 
-    Eight colours are all there is to see. But grain takes 2 ms to find a place in a shuffle of 8, in one of 160 0.1 ms.
+    Eight colours are all there is to see; rows repeat them, so that an epoch is longer than a test.
     """
     folder = tmp_path_factory.mktemp("world")
     rows = {name: [] for name in ("text", "image", "video", "audio", "mixed")}
