@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import pluggy
 from pydantic import (
@@ -207,6 +207,13 @@ class Component(BaseModel):
             raise ValueError(f"{cls.type} has no preset {name!r}; presets: {', '.join(cls.presets) or 'none'}")
         return {**cls.presets[name], **data}
 
+    def tiny(self) -> Self:
+        """The same component with the same options, as small as it can be built: under two million parameters.
+
+        For tests and the conformance kit; a component without sizes is its own.
+        """
+        return self
+
     @model_serializer(mode="wrap")
     def _dump_with_type(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # pydantic dumps the fields of the declared base and drops the class: a recipe could not be reloaded.
@@ -232,6 +239,13 @@ class ReaderConfig(Component):
         """The medium as an Item of exactly this grid. A medium that cannot be read is a ValueError."""
         raise NotImplementedError
 
+    def specimens(self, folder: Path, input: Any) -> list[Medium]:  # noqa: ANN401
+        """A few good media, written into `folder`, for the conformance kit: the odd shapes first among them.
+
+        `omnikit.testing` writes pictures, films and sounds; a new modality writes its own.
+        """
+        raise NotImplementedError
+
 
 class EncoderConfig(Component):
     """A tower that makes features of Items. `weights` names a folder or hub id to start from; None means random."""
@@ -246,6 +260,10 @@ class EncoderConfig(Component):
 
     def example(self) -> Item:
         """A small valid Item of silence or grey: run where a batch lacks the modality, and as the blind control."""
+        raise NotImplementedError
+
+    def cost(self, grid: Grid) -> float:
+        """FLOPs (two for each multiply-add) of one item's forward pass, for balance, plans and utilisation."""
         raise NotImplementedError
 
     def build(self) -> "EncoderModule":
@@ -264,6 +282,10 @@ class ProjectorConfig(Component):
 
     def shrink(self, grid: Grid) -> Grid:
         """The grid of tokens that a grid of features becomes; tokens = product, always."""
+        raise NotImplementedError
+
+    def cost(self, grid: Grid, d_in: int, d_out: int) -> float:
+        """FLOPs (two for each multiply-add) of one item's forward pass, between these widths."""
         raise NotImplementedError
 
     def build(self, d_in: int, d_out: int) -> "ProjectorModule":
@@ -296,6 +318,10 @@ class BackboneConfig(Component):
     weights: Weights | None = None
     chat: Chat
 
+    def cost(self, length: int, labels: int) -> float:
+        """FLOPs of the forward pass of one document: `length` positions, of which `labels` go through the head."""
+        raise NotImplementedError
+
     def tokenizer(self) -> Any:  # noqa: ANN401  (tokenizers ships no types)
         """The `tokenizers.Tokenizer`; reads the tokenizer's file where it has one."""
         raise NotImplementedError
@@ -326,6 +352,11 @@ class SourceConfig(Component):
 
     def open(self) -> "Sequence[Sample]":
         """The samples, by index. Parsing a broken record is a ValueError that names where it stands."""
+        raise NotImplementedError
+
+    @classmethod
+    def specimen(cls, folder: Path) -> Self:
+        """A small data set, written into `folder`, for the conformance kit."""
         raise NotImplementedError
 
 
