@@ -23,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from omnikit.weights import fetched, tensors_in
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -48,6 +50,7 @@ __all__ = [
     "Turn",
     "Weights",
     "count",
+    "fetched",
     "hookimpl",
     "hookspec",
     "tensors_in",
@@ -175,12 +178,12 @@ RecipePath = Annotated[str, BeforeValidator(_resolve)]
 
 def _resolve_folder(value: object) -> object:
     path = _resolve(value)
-    is_path = isinstance(value, str) and (value.startswith(("./", "../", "/")) or Path(str(path)).is_dir())
+    is_path = isinstance(value, str) and (value.startswith(("./", "../", "/")) or Path(str(path)).exists())
     return path if is_path else value
 
 
 Weights = Annotated[str, BeforeValidator(_resolve_folder)]
-"""A Hugging Face folder (where one is at that path, or it starts with ./ ../ or /), else a hub id[@revision]."""
+"""A folder or file (where one is at that path, or it starts with ./ ../ or /), else a hub id[@revision]."""
 
 
 class Component(BaseModel):
@@ -296,13 +299,15 @@ class ProjectorConfig(Component):
 class Chat(BaseModel):
     """How turns become text, as data. Special tokens stand in these strings only, never in a sample's content.
 
-    `prefix` and `suffix` surround each role's content; `stop` is the special token that ends an assistant turn and
-    is learned with it; `system` opens a conversation that has no system turn of its own; `begin` and `end` surround
-    the media of a modality with ordinary text, so that no vocabulary is resized.
+    `open` stands once, before everything; `prefix` and `suffix` surround each role's content; `stop` is the special
+    token that ends an assistant turn and is learned with it; `system` opens a conversation that has no system turn of
+    its own (empty: with such a turn's prefix and suffix alone); `begin` and `end` surround the media of a modality with
+    ordinary text, so that no vocabulary is resized.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    open: str = ""
     prefix: dict[str, str]
     suffix: dict[str, str]
     stop: str
@@ -358,33 +363,6 @@ class SourceConfig(Component):
     def specimen(cls, folder: Path) -> Self:
         """A small data set, written into `folder`, for the conformance kit."""
         raise NotImplementedError
-
-
-def tensors_in(weights: str) -> "Iterator[tuple[str, torch.Tensor]]":
-    """(name, memory-mapped tensor) pairs of every safetensors file of a folder or hub id[@revision]."""
-    from safetensors import safe_open
-
-    folder = Path(weights)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        name, _, revision = weights.partition("@")
-        try:
-            found = snapshot_download(name, revision=revision or None, allow_patterns=["*.safetensors", "*.json"])
-        except (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-            raise ValueError(
-                f"weights: {weights} is neither a folder here nor a hub id that can be reached "
-                f"({type(error).__name__}); give the path of a Hugging Face folder, or connect to the hub"
-            ) from error
-        folder = Path(found)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"weights: {weights} holds no .safetensors file; convert it first (no pickle is loaded)")
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():
-                yield name, tensors.get_tensor(name)
 
 
 def to_pixels(views: "np.ndarray", input: Pixels) -> "np.ndarray":

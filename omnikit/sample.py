@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from omnikit.component import Chat, Grid, Input, Medium, ProjectorConfig, ReaderConfig, Sample, Turn, count
+from omnikit.reading import Reading
 
 
 class Branch(NamedTuple):
@@ -18,6 +19,8 @@ class Branch(NamedTuple):
     reader: ReaderConfig
     input: Input
     projector: ProjectorConfig
+    reading: Reading = Reading()
+    """Where its reader is called."""
 
 
 class Place(NamedTuple):
@@ -103,6 +106,7 @@ class Layouter:
             if last < 0:
                 raise ValueError(f"sample {sample.id}: has no assistant turn; there is nothing to answer")
             turns = (*turns[:last], Turn("assistant", ()))
+        draft.template(self.chat.open)
         for index, turn in enumerate(turns):
             if turn.role not in self.chat.prefix:
                 raise ValueError(
@@ -163,7 +167,7 @@ class _Draft:
         self.template(chat.begin.get(modality, ""))
         self._cut()
         try:
-            grid = branch.reader.grids(medium, branch.input)[0]
+            grid = branch.reading.grids(branch.reader, medium, branch.input)[0]
             tokens = count(branch.projector.shrink(grid))
         except ValueError as error:
             raise ValueError(f"sample {self.name}: {modality}: {error}") from error

@@ -7,13 +7,14 @@ meant to be frozen, costs a week of GPUs.
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed._composable import checkpoint
+from torch.overrides import TorchFunctionMode
 
 from omnikit.component import BackboneConfig, EncoderConfig
 from omnikit.data import seed_of
@@ -23,6 +24,8 @@ from omnikit.recipe import Recipe, Rule, Schedule, modules, rule_for, within
 
 BETAS = (0.9, 0.95)
 """AdamW's, as most language models are trained; the paper does not give its own."""
+DRAWS = frozenset({"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"})
+"""Functions that fill a tensor with random numbers: torch's own, or wrapped under the same name by transformers."""
 
 
 class Matched(NamedTuple):
@@ -122,14 +125,38 @@ def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
 
 def build(recipe: Recipe, modalities: frozenset[str]) -> OmniModel:
     """The model at its very start: random from the seed, then the weights that the recipe names."""
-    model = OmniModel(recipe, modalities, seeded=lambda path: _seeded(recipe.run.seed, path))
     configs: dict[str, BackboneConfig | EncoderConfig] = {"backbone": recipe.backbone}
-    configs |= {f"encoders.{name}": config for name, config in model.configs.items()}
+    configs |= {f"encoders.{name}": config for name, config in recipe.encoders.items()}
+    loaded = {path: config for path, config in configs.items() if config.weights is not None}
+
+    @contextlib.contextmanager
+    def seeded(path: str) -> Iterator[None]:
+        # Weights to come overwrite what is drawn, and drawing 7 B parameters takes a minute.
+        with _seeded(recipe.run.seed, path), _Undrawn() if path in loaded else contextlib.nullcontext():
+            yield
+
+    model = OmniModel(recipe, modalities, seeded=seeded)
     for path, module in components(model).items():
-        config = configs.get(path)
-        if config is not None and config.weights is not None:
-            _load_pretrained(path, module, config)
+        if path in loaded:
+            _load_pretrained(path, module, loaded[path])
     return model
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves parameters as their memory was, where they would be drawn from a distribution."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        kwargs = kwargs or {}
+        drawn = args[0] if args else kwargs.get("tensor")
+        # Parameters alone: a buffer may be drawn too, and stand in no file.
+        is_drawing = getattr(func, "__name__", "") in DRAWS and isinstance(drawn, nn.Parameter)
+        return drawn if is_drawing else func(*args, **kwargs)
 
 
 @contextlib.contextmanager
@@ -141,41 +168,53 @@ def _seeded(seed: int, path: str) -> Iterator[None]:
 
 
 def _load_pretrained(path: str, module: nn.Module, config: BackboneConfig | EncoderConfig) -> None:
+    """Fill the module with its weights: all of its tensors, and no others."""
     if type(config).pretrained in (BackboneConfig.pretrained, EncoderConfig.pretrained):
         raise ValueError(f"{path}.weights: type {config.type} loads no weights; remove it")
     target = module.state_dict()
     ties = dict(getattr(module, "tied", lambda: ())())
     missing = set(target) - set(ties)
     shared: dict[str, Tensor] = {}
+    extra: list[str] = []
+    misshaped: dict[str, torch.Size] = {}
     try:
         for name, tensor in config.pretrained():
-            if name not in target:
-                raise ValueError(
-                    f"{path}.weights: {config.weights} holds {name}, which the model has not; check preset"
-                )
-            if target[name].shape != tensor.shape:
-                raise ValueError(
-                    f"{path}.weights: {name} is {tuple(tensor.shape)} in {config.weights} and "
-                    f"{tuple(target[name].shape)} in the recipe; take the preset that belongs to the weights"
-                )
-            if name in ties:
-                shared[name] = tensor
-                continue
-            with torch.no_grad():
-                target[name].copy_(tensor)
             missing.discard(name)
+            if name not in target:
+                extra.append(name)
+            elif target[name].shape != tensor.shape:
+                misshaped[name] = tensor.shape
+            elif name in ties:
+                shared[name] = tensor
+            else:
+                with torch.no_grad():
+                    target[name].copy_(tensor)
     except SafetensorError as error:
         raise ValueError(f"{path}.weights: {config.weights} holds a broken .safetensors file ({error})") from error
-    if missing:
-        raise ValueError(
-            f"{path}.weights: {config.weights} lacks {len(missing)} tensors, such as {sorted(missing)[0]}; check preset"
-        )
+    except ValueError as error:
+        # One that begins with the name of a field says where in the component; here stands which component.
+        is_of_field = str(error).partition(":")[0] in type(config).model_fields
+        raise ValueError(f"{path}.{error}" if is_of_field else str(error)) from error
+    faults = [f"lacks {len(missing)} tensors, such as {_first(sorted(missing))}"] if missing else []
+    faults += [f"holds {_first(extra)}, which the model has not ({len(extra)} tensors)"] if extra else []
+    for name in list(misshaped)[:1]:
+        theirs, ours = tuple(misshaped[name]), tuple(target[name].shape)
+        rest = f" ({len(misshaped)} tensors differ: {_first(misshaped)})" if len(misshaped) > 1 else ""
+        faults.append(f"{name} is {theirs} in {config.weights} and {ours} in the recipe{rest}")
+    if faults:
+        raise ValueError(f"{path}.weights: {config.weights} {'; '.join(faults)}; check preset")
     for name, tensor in shared.items():
         if not torch.equal(tensor.to(target[name].dtype), target[name]):
             raise ValueError(
                 f"{path}.weights: {name} is not {ties[name]} in {config.weights}, but the recipe ties them; "
                 "set tie_word_embeddings: false in its config"
             )
+
+
+def _first(names: Iterable[str], number: int = 3) -> str:
+    """The first few of the names."""
+    names = list(names)
+    return ", ".join(names[:number]) + (", ..." if len(names) > number else "")
 
 
 def initialise(model: OmniModel, init: dict[str, str], stage_name: str) -> list[str]:

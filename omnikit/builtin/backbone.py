@@ -1,59 +1,30 @@
 """The `hf_causal_lm` backbone's module: a transformers causal LM, with attention that follows `segments`.
 
-Letters: B rows of T positions, H width, N documents, S the longest document of a bucket, A attention heads, D head
-width.
+Letters: B rows of T positions, H width, A attention heads, D head width.
 """
 
-import contextlib
+import json
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from omnikit.builtin.attention import Buckets, Runs, attend, buckets, kernel_for, runs
+from omnikit.builtin.backbone_geometry import architecture, refusing
+
 ATTENTION = "omnikit_documents"
-KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
-
-
-class Documents(NamedTuple):
-    """Where the documents of flattened rows lie, in buckets of similar length, so that no T x T mask is needed."""
-
-    buckets: tuple[Int[Tensor, "N S"], ...]
-    """Flat positions of each document, its last position repeated on the right."""
-    order: Int[Tensor, " BT"]
-    """For each flat position, its row in the buckets' outputs end to end; padding points at the row after the last."""
-
-
-def documents(segments: Int[Tensor, "B T"]) -> Documents:
-    """Where equal positive runs of `segments` lie. Documents of like length (to a factor of two) share a bucket."""
-    rows, length = segments.shape
-    # A document never continues on the next row, so row boundaries are changes too.
-    breaks = torch.ones_like(segments, dtype=torch.bool)
-    breaks[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    starts = breaks.flatten().nonzero().flatten()
-    ends = torch.cat([starts[1:], starts.new_tensor([rows * length])])
-    real = segments.flatten()[starts] > 0
-    starts, lengths = starts[real], (ends - starts)[real]
-    sizes = torch.ceil(torch.log2(lengths.double())).long()
-    order = torch.full((rows * length,), -1, device=segments.device)
-    buckets, used = [], 0
-    for size in sizes.unique().tolist():
-        first, count = starts[sizes == size], lengths[sizes == size]
-        offsets = torch.arange(int(count.max()), device=segments.device)
-        bucket = first[:, None] + torch.minimum(offsets[None, :], count[:, None] - 1)
-        inside = offsets[None, :] < count[:, None]
-        order[bucket[inside]] = used + torch.arange(bucket.numel(), device=segments.device).view_as(bucket)[inside]
-        buckets.append(bucket)
-        used += bucket.numel()
-    order[order < 0] = used
-    return Documents(tuple(buckets), order)
+NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+"""Padding is what `segments` says it is, and no id: torch gives the embedding of a padding id no gradient, and folders
+often name their stop token there. What begins and ends a text is in `chat`."""
+BENDS_LOGITS = ("final_logit_softcapping", "lm_head_multiplier", "logit_scale", "logits_scaling", "output_multiplier")
+"""Options by which transformers' models change logits after the head, where the loss here would not see it."""
 
 
 def _attend(
@@ -64,7 +35,7 @@ def _attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    docs: Documents | None = None,
+    docs: Buckets | Runs | None = None,
     **kwargs: Any,  # noqa: ANN401  (transformers passes what a model's layers know)
 ) -> tuple[Float[Tensor, "B T A D"], None]:
     """transformers' attention interface. Without `docs` (generation with a cache) it is transformers' own sdpa."""
@@ -74,39 +45,18 @@ def _attend(
         )
         return output, None
     _check_full(docs, kwargs)
-    rows, heads, length, _ = query.shape
-    # Rotary embeddings leave query and key in float32 under autocast.
-    states = (query.to(value.dtype), key.to(value.dtype), value)
-    flat = [one.transpose(1, 2).reshape(rows * length, -1, one.shape[-1]) for one in states]
-    outputs = []
-    for bucket in docs.buckets:
-        # Right-padding is harmless under a causal mask: no real position sees it, and its own output is dropped.
-        q, k, v = (one.index_select(0, bucket.flatten()).unflatten(0, bucket.shape).transpose(1, 2) for one in flat)
-        with sdpa_kernel(_kernels(q, bucket.shape[1])):
-            attended = scaled_dot_product_attention(
-                q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=k.shape[1] != q.shape[1]
-            )
-        outputs.append(attended.transpose(1, 2).flatten(0, 1))
-    outputs.append(value.new_zeros(1, heads, value.shape[-1]))
-    return torch.cat(outputs).index_select(0, docs.order).unflatten(0, (rows, length)), None
+    return attend(query, key, value, docs, scaling, dropout), None
 
 
-def _check_full(docs: Documents, asked: dict[str, Any]) -> None:
+def _check_full(docs: Buckets | Runs, asked: dict[str, Any]) -> None:
     """Refuse what a layer asks of its attention beyond causality and is not done here."""
-    longest = max((bucket.shape[1] for bucket in docs.buckets), default=0)
     refused = [name for name in ("softcap", "s_aux") if asked.get(name) is not None]
-    refused += ["sliding_window"] if (asked.get("sliding_window") or longest) < longest else []
+    refused += ["sliding_window"] if (asked.get("sliding_window") or docs.longest) < docs.longest else []
     if refused:
         raise ValueError(
             f"backbone.config: its attention has {', '.join(refused)}, which packed training does not do for documents "
-            f"of {longest} positions; take another model, or for sliding_window a shorter batch.length"
+            f"of {docs.longest} positions; take another model, or for sliding_window a shorter batch.length"
         )
-
-
-def _kernels(query: Tensor, length: int) -> list[SDPBackend]:
-    """On a CPU, short documents in bfloat16 go three times as fast through the plain formula (`docs/log.md`)."""
-    short = query.device.type == "cpu" and query.dtype == torch.bfloat16 and length <= 256
-    return [SDPBackend.MATH] if short else KERNELS
 
 
 def _mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:  # noqa: ANN401
@@ -116,16 +66,6 @@ def _mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Te
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)
 ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, _mask)
-
-
-@contextlib.contextmanager
-def _refusing() -> Iterator[None]:
-    """Turns what transformers raises about a configuration, of many kinds and lines, into one line."""
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"backbone.config: {reason[:300]}; see transformers' documentation of the model") from error
 
 
 def _check_packs(whole: nn.Module) -> None:
@@ -138,6 +78,12 @@ def _check_packs(whole: nn.Module) -> None:
             f"backbone.config: {config.model_type} is not a plain stack of attention layers behind transformers' "
             "attention interface; take one that is, such as llama, mistral, phi3, qwen2, qwen3 or olmo2"
         )
+    bent = [key for key in BENDS_LOGITS if getattr(config, key, None) not in (None, 1, False)]
+    if bent:
+        raise ValueError(
+            f"backbone.config: {config.model_type} has {', '.join(bent)}, which scales or caps logits after the head; "
+            "that is not done here: take another model"
+        )
 
 
 class CausalLM(nn.Module):
@@ -145,15 +91,15 @@ class CausalLM(nn.Module):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        with _refusing():
-            hf_config = AutoConfig.for_model(**config)
-        unknown = sorted(set(config) - set(type(hf_config)().to_dict()) - {"model_type"})
+        hf_config = architecture({**config, **NO_IDS})
+        known = {"model_type", *type(hf_config)().to_dict(), *hf_config.attribute_map}
+        unknown = sorted(set(config) - known)
         if unknown:
             raise ValueError(
                 f"backbone.config: {config['model_type']} has no {', '.join(unknown)}; "
                 f"see transformers' {type(hf_config).__name__}"
             )
-        with _refusing():
+        with refusing():
             whole = AutoModelForCausalLM.from_config(hf_config, attn_implementation=ATTENTION)
         _check_packs(whole)
         self.base_name: str = whole.base_model_prefix
@@ -181,8 +127,19 @@ class CausalLM(nn.Module):
     ) -> Float[Tensor, "B T H"]:
         """Final hidden states; equal positive segments see each other, causally."""
         return self.base(
-            inputs_embeds=embeds, position_ids=positions, use_cache=False, docs=documents(segments)
+            inputs_embeds=embeds, position_ids=positions, use_cache=False, docs=self._documents(embeds, segments)
         ).last_hidden_state
+
+    def _documents(self, embeds: Float[Tensor, "B T H"], segments: Int[Tensor, "B T"]) -> Buckets | Runs:
+        device = embeds.device
+        is_autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if is_autocast else embeds.dtype
+        drops = self.base.training and bool(getattr(self.hf_config, "attention_dropout", 0.0))
+        width = head_width(self.hf_config)
+        # Latent attention has values of another width than queries, which varlen does not take.
+        is_even = getattr(self.hf_config, "v_head_dim", width) == width
+        kernel = kernel_for(device, dtype, width, drops) if is_even else "buckets"
+        return runs(segments) if kernel == "varlen" else buckets(segments)
 
     def head(self, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
         """Logits of chosen hidden states."""
@@ -206,3 +163,29 @@ class CausalLM(nn.Module):
         """(name, name of the tensor it shares) pairs."""
         if self.lm_head.weight is self.base.get_input_embeddings().weight:
             yield "lm_head.weight", f"{self.base_name}.embed_tokens.weight"
+
+
+def head_width(config: PreTrainedConfig) -> int:
+    """D, the width of one attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+@cache
+def sizes_of(config: str) -> tuple[float, float, float]:
+    """What a forward pass costs, of a configuration in JSON.
+
+    (multiply-adds of the layers at one position, FLOPs of all attention for one pair of positions, multiply-adds of the
+    head at one position.)
+    """
+    with torch.device("meta"):
+        model = CausalLM(json.loads(config))
+    found = model.hf_config
+    experts = getattr(found, "num_experts", None) or getattr(found, "num_local_experts", None) or 1
+    share = (getattr(found, "num_experts_per_tok", None) or 1) / experts
+    layers = sum(
+        parameter.numel() * (share if parameter.ndim == 3 else 1)
+        for parameter in model.blocks.parameters()
+        if parameter.ndim > 1
+    )
+    pair = 4.0 * len(model.blocks) * found.num_attention_heads * head_width(found)
+    return layers, pair, model.lm_head.weight.numel()

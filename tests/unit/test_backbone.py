@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 
-from omnikit.builtin.backbone import CausalLM, documents
+from omnikit.builtin import attention
+from omnikit.builtin.attention import buckets, kernel_for, runs
+from omnikit.builtin.backbone import CausalLM
 from omnikit.packing import positions_of
 
 SIZES = {
@@ -59,7 +62,7 @@ def next_token_loss(logits, ids):
     return cross_entropy(logits[:-1], ids[1:], reduction="sum")
 
 
-# ------------------------------------------------------------------------------------------------------- documents()
+# ------------------------------------------------------------------------------------------------------------ buckets()
 
 
 def naive(segments):
@@ -82,17 +85,17 @@ def naive(segments):
         [[3, 3, 1, 1, 1, 2]],
     ],
 )
-def test_documents_finds_every_run_and_its_way_back(rows):
+def test_buckets_find_every_run_and_its_way_back(rows):
     segments = torch.tensor(rows)
-    docs = documents(segments)
+    docs = buckets(segments)
     flat = torch.arange(segments.numel())
     found = []
-    for bucket in docs.buckets:
+    for bucket in docs.members:
         lengths = [int((line != line[-1]).sum()) + 1 for line in bucket]
         assert max(lengths) <= 2 * min(lengths), "documents of like length share a bucket"
         found += [line[:length].tolist() for line, length in zip(bucket, lengths, strict=True)]
     assert sorted(found) == sorted(naive(segments))
-    outputs = torch.cat([*(bucket.flatten() for bucket in docs.buckets), torch.tensor([-1])])
+    outputs = torch.cat([*(bucket.flatten() for bucket in docs.members), torch.tensor([-1])])
     back = outputs[docs.order]
     assert torch.equal(back, torch.where(segments.flatten() > 0, flat, -1)), "each place gets its own output back"
 
@@ -190,7 +193,7 @@ def test_runs_under_bf16_autocast(model_type):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-# ---------------------------------------------------------------------------------------------------------- generation
+# ----------------------------------------------------------------------------------------------------------- generation
 
 
 def greedily(model, ids, steps):
@@ -247,7 +250,7 @@ def test_positions_count_from_the_first_real_place():
     assert seen == [[[0, 0, 0, 1], [0, 1, 2, 3]], [[2], [4]], [[0, 1, 0, 0, 1]]]
 
 
-# ------------------------------------------------------------------------------------------------------- configuration
+# -------------------------------------------------------------------------------------------------------- configuration
 
 
 def test_an_unknown_key_of_config_is_an_error_that_names_it():
@@ -289,7 +292,7 @@ def test_attention_beyond_causality_is_refused_where_it_would_matter():
     with pytest.raises(ValueError, match=r"^backbone\.config: its attention has sliding_window, .* of 9 positions"):
         alone(model, ids_of(9, 1))
     with pytest.raises(ValueError, match="its attention has softcap"):
-        alone(built("gemma2", head_dim=8), ids_of(9, 1))
+        alone(built("gemma2", head_dim=8, final_logit_softcapping=None), ids_of(9, 1))
 
 
 def test_tied_and_untied():
@@ -318,3 +321,115 @@ def test_built_on_meta_has_the_same_names_and_shapes():
     real = built()
     assert {n: p.shape for n, p in meta.named_parameters()} == {n: p.shape for n, p in real.named_parameters()}
     assert all(parameter.is_meta for parameter in meta.parameters())
+
+
+def test_a_padding_id_of_the_configuration_costs_no_embedding_its_gradient():
+    """Folders often name their stop token as padding; torch gives the embedding of such an id no gradient."""
+    model, ids = built(pad_token_id=5), torch.tensor([1, 5, 2])
+    assert model.base.embed_tokens.padding_idx is None
+    alone(model, ids).square().sum().backward()
+    assert model.base.embed_tokens.weight.grad[5].abs().sum() > 0
+    # and an id beyond a byte-level vocabulary, as phi3 has it by default, hinders nothing
+    assert alone(built("phi3"), ids_of(4, 1)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "option"), [("granite", {"logits_scaling": 8.0}), ("cohere", {"logit_scale": 0.0625})]
+)
+def test_an_architecture_that_bends_its_logits_is_refused(model_type, option):
+    [name] = option
+    with pytest.raises(ValueError, match=rf"^backbone\.config: {model_type} has {name}, which scales or caps logits"):
+        built(model_type, **option)
+
+
+# --------------------------------------------------------------------------------------------------- attention on a GPU
+
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "width", "drops", "capability", "is_built", "chosen"),
+    [
+        (CUDA, torch.bfloat16, 128, False, (9, 0), True, "varlen"),
+        (CUDA, torch.float16, 64, False, (8, 0), True, "varlen"),
+        (CPU, torch.bfloat16, 128, False, (9, 0), True, "buckets"),
+        (CUDA, torch.float32, 128, False, (9, 0), True, "buckets"),
+        (CUDA, torch.bfloat16, 256, False, (9, 0), True, "buckets"),
+        (CUDA, torch.bfloat16, 100, False, (9, 0), True, "buckets"),
+        (CUDA, torch.bfloat16, 128, True, (9, 0), True, "buckets"),
+        (CUDA, torch.bfloat16, 128, False, (7, 5), True, "buckets"),
+        (CUDA, torch.bfloat16, 128, False, (9, 0), False, "buckets"),
+    ],
+)
+def test_the_attention_is_chosen_by_what_the_machine_has(
+    monkeypatch, device, dtype, width, drops, capability, is_built, chosen
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: is_built)
+    assert kernel_for(device, dtype, width, drops) == chosen
+
+
+def test_runs_lie_end_to_end_and_padding_is_one_too():
+    docs = runs(torch.tensor([[1, 1, 2, 0, 0, 0], [1, 1, 1, 1, 0, 3]]))
+    assert docs.bounds.tolist() == [0, 2, 3, 6, 10, 11, 12] and docs.bounds.dtype == torch.int32
+    assert (docs.widest, docs.longest) == (4, 4)
+    assert runs(torch.zeros(2, 5, dtype=torch.long)) == (pytest.approx(torch.tensor([0, 5, 10])), 5, 0)
+
+
+def plain_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    """What torch documents of varlen_attn, by the plain formula: documents end to end, (-1, 0) is causal."""
+    assert cu_seq_q.tolist() == cu_seq_k.tolist() and cu_seq_q.dtype == torch.int32
+    assert max_q == max_k == int(cu_seq_q.diff().max()) and window_size == (-1, 0)
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    outputs = []
+    for begin, end in zip(cu_seq_q.tolist(), cu_seq_q.tolist()[1:], strict=False):
+        q, k, v = (one[begin:end].transpose(0, 1) for one in (query, key, value))
+        k, v = (one.repeat_interleave(len(q) // len(k), dim=0) for one in (k, v))
+        scores = (q @ k.transpose(1, 2) * scale).masked_fill(
+            torch.ones(end - begin, end - begin).triu(1) > 0, -torch.inf
+        )
+        outputs.append((scores.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_attention_over_runs_equals_attention_over_buckets(monkeypatch, heads):
+    model = built(num_key_value_heads=heads)
+    ids, segments = row_of([ids_of(9, 1), 2, ids_of(12, 2), ids_of(1, 3), 3], 30)
+    ids, segments = torch.cat([ids, ids.flip(1)]), torch.cat([segments, segments.flip(1)])
+
+    def gradients():
+        model.zero_grad()
+        logits = logits_of(model, ids, segments)[segments > 0]
+        logits.square().mean().backward()
+        return [logits, *(parameter.grad for parameter in model.parameters())]
+
+    expected = gradients()
+    asked = []
+    monkeypatch.setattr("omnikit.builtin.backbone.kernel_for", lambda *args: asked.append(args) or "varlen")
+    monkeypatch.setattr(attention, "varlen_attn", plain_varlen)
+    for ours, theirs in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert asked == [(CPU, torch.float32, 8, False)]
+
+
+def test_the_choice_is_told_of_autocast_and_of_dropout_that_is_on(monkeypatch):
+    asked = []
+    monkeypatch.setattr("omnikit.builtin.backbone.kernel_for", lambda *args: asked.append(args[1:]) or "buckets")
+    model = built(attention_dropout=0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        alone(model.train(), ids_of(3, 1))
+        alone(model.eval(), ids_of(3, 1))
+    alone(model.bfloat16(), ids_of(3, 1))
+    assert asked == [(torch.bfloat16, 8, True), (torch.bfloat16, 8, False), (torch.bfloat16, 8, False)]
+
+
+def test_torch_takes_what_is_asked_of_varlen_forwards_and_backwards():
+    """On tensors without memory, since there may be no GPU: names, shapes and types are those of torch's own."""
+    docs = runs(torch.tensor([[1, 1, 1, 2, 2, 0]]))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q, k = (torch.empty(1, heads, 6, 16, dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2))
+        out = attention.attend(q, k, k * 1, docs, 0.25, 0.0)
+        out.sum().backward()
+        assert out.shape == (1, 6, 4, 16) and q.grad.shape == q.shape and k.grad.shape == k.shape
