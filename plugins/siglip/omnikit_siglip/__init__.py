@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -17,7 +17,6 @@ from omnikit.component import (
     Pixels,
     ReaderConfig,
     hookimpl,
-    tensors_in,
     to_pixels,
 )
 
@@ -28,10 +27,20 @@ if TYPE_CHECKING:
 
 
 class SiglipConfig(EncoderConfig):
-    """SigLIP's vision tower: one feature of `width` per patch, from its last layer after the final norm.
+    """The vision tower of SigLIP (arXiv 2303.15343) and of SigLIP 2 at a fixed resolution: one feature for each patch.
 
-    `weights` is a transformers folder of the whole model or of its vision tower. The pooling head is never built: no
-    gradient would ever reach its 15 million parameters.
+    `weights` is a folder or hub id[@revision] of transformers (the whole model or its vision tower) or of open_clip, or
+    `open_clip:<model>/<tag>` by open_clip's own names, as in `open_clip:ViT-B-16-SigLIP/webli`. All give the same
+    module; files other than safetensors are not read. One preset fits both generations: `so400m-patch14-384` is the
+    tower of google/siglip-so400m-patch14-384 and of google/siglip2-so400m-patch14-384.
+
+    `layer` is the layer that features come from, counted from the end. None: the last, after the final norm. -1: the
+    last, without that norm; -2: the one before, as LLaVA takes it (arXiv 2304.08485). What comes later is not built.
+    Nor is the pooling head ever: no gradient would reach its 15 million parameters.
+
+    `gelu`: SigLIP was trained with the tanh approximation in every size (big_vision, whose `nn.gelu` is that), and
+    transformers computes it so. timm, and open_clip by it, takes the exact function, `erf`, for most of the same
+    weights: choose it to repeat open_clip's numbers, or for weights that were tuned there.
     """
 
     type: ClassVar[str] = "siglip"
@@ -49,6 +58,8 @@ class SiglipConfig(EncoderConfig):
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 0.5, 0.5)
     layer_norm_eps: PositiveFloat = 1e-6
+    gelu: Literal["tanh", "erf"] = "tanh"
+    layer: int | None = Field(None, le=-1)
 
     @model_validator(mode="after")
     def _fits(self) -> "SiglipConfig":
@@ -56,7 +67,14 @@ class SiglipConfig(EncoderConfig):
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads; change one of them")
         if self.image_size < self.patch_size:
             raise ValueError(f"image_size {self.image_size} is below patch_size {self.patch_size}; make it larger")
+        if self.layer is not None and -self.layer > self.layers:
+            raise ValueError(f"layer {self.layer} is before the first of {self.layers}; give -{self.layers} to -1")
         return self
+
+    @property
+    def depth(self) -> int:
+        """Layers that are built, of the `layers` that the weights have."""
+        return self.layers if self.layer is None else self.layers + 1 + self.layer
 
     @property
     def input(self) -> Pixels:
@@ -70,29 +88,49 @@ class SiglipConfig(EncoderConfig):
         side = self.input.side
         return Item(np.zeros((1, 3, self.image_size, self.image_size), np.float32), (1, side, side))
 
+    def cost(self, grid: Grid) -> float:
+        """FLOPs of one item: the patches' convolution, then the layers; every view attends to itself alone."""
+        views, height, width = grid
+        patches = height * width
+        embedding = 2 * patches * 3 * self.patch_size**2 * self.width
+        layer = 2 * patches * self.width * (4 * self.width + 2 * patches + 2 * self.mlp_width)
+        return float(views * (embedding + self.depth * layer))
+
+    def tiny(self) -> Self:
+        """Two layers of width 16 on 4 x 4 patches of the same size, and what of a view its patches leave out."""
+        patch = self.patch_size
+        sizes = {"width": 16, "heads": 2, "mlp_width": 24, "image_size": 4 * patch + self.image_size % patch}
+        layers = 2 if self.layer is None else 1 - self.layer  # of which two are built
+        return self.model_copy(update={**sizes, "layers": layers, "preset": None, "weights": None})
+
     def build(self) -> "SiglipEncoder":
         """The module, with random weights."""
         from omnikit_siglip.module import SiglipEncoder
 
         return SiglipEncoder(
             width=self.width,
-            layers=self.layers,
+            layers=self.depth,
             heads=self.heads,
             mlp_width=self.mlp_width,
             image_size=self.image_size,
             patch_size=self.patch_size,
             layer_norm_eps=self.layer_norm_eps,
+            gelu=self.gelu,
+            post_norm=self.layer is None,
         )
 
     def pretrained(self) -> "Iterator[tuple[str, torch.Tensor]]":
-        """The vision tower's tensors, without the pooling head, out of a whole model's or its own folder."""
+        """The vision tower's tensors out of any of the formats, without those that `layer` has no use for."""
+        from omnikit_siglip.weights import vision_tensors
+
         if self.weights is None:
             raise ValueError("siglip: no weights to read; give a folder or a hub id")
-        for name, tensor in tensors_in(self.weights):
-            own = name.removeprefix("vision_model.")
-            # position_ids: a buffer that older versions of transformers wrote, always 0, 1, 2, ...
-            if own.startswith(("embeddings.", "encoder.", "post_layernorm.")) and not own.endswith("position_ids"):
-                yield f"tower.{own}", tensor
+        unused = tuple(f"encoder.layers.{index}." for index in range(self.depth, self.layers))
+        if self.layer is not None:
+            unused += ("post_layernorm.",)
+        for name, tensor in vision_tensors(self.weights, self.heads, self.layer_norm_eps, self.gelu):
+            if not name.startswith(unused):
+                yield f"tower.{name}", tensor
 
 
 class SquareConfig(ReaderConfig):
@@ -118,12 +156,24 @@ class SquareConfig(ReaderConfig):
 
         return Item(to_pixels(views(medium, input.size, max_tiles=1, num_views=grid[0]), input), grid)
 
+    def specimens(self, folder: Path, input: Pixels) -> list[Medium]:
+        """Pictures of odd shapes and kinds."""
+        from omnikit.testing import pictures
+
+        return pictures(folder)
+
 
 class AnyresConfig(ReaderConfig):
     """A down-sampled view of the whole picture, then tiles that show it larger, row by row (section 1.2's AnyRes).
 
     The paper gives neither the list of tilings nor their limit. Here the rows and columns are those that enlarge the
-    picture most, at most `max_tiles` of them and never beyond its own pixels; a picture that fits one view is one view.
+    picture most, at most `max_tiles` of them (the whole picture comes on top) and never beyond its own pixels; a
+    picture that fits one view is one view. Tiles cover the picture exactly: it is stretched to rows x columns of them,
+    as the whole is to its square, and nothing is padded. Where a pack has no room for all tiles the planner takes a
+    tiling of fewer, which `grids` lists too.
+
+    With `pool_mlp` a view of 384 pixels and patches of 14 becomes the paper's 182 tokens
+    (`docs/decisions/0007-182-tokens.md`).
     """
 
     type: ClassVar[str] = "anyres"
@@ -148,6 +198,12 @@ class AnyresConfig(ReaderConfig):
         from omnikit_siglip.reader import views
 
         return Item(to_pixels(views(medium, input.size, self.max_tiles, num_views=grid[0]), input), grid)
+
+    def specimens(self, folder: Path, input: Pixels) -> list[Medium]:
+        """Pictures of odd shapes and kinds."""
+        from omnikit.testing import pictures
+
+        return pictures(folder)
 
 
 @hookimpl

@@ -13,7 +13,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 
 class SiglipEncoder(nn.Module):
-    """One feature per patch, from the last layer after the final norm."""
+    """One feature per patch, from the last layer that is built, after the final norm or without it."""
 
     def __init__(
         self,
@@ -24,6 +24,8 @@ class SiglipEncoder(nn.Module):
         image_size: int,
         patch_size: int,
         layer_norm_eps: float,
+        gelu: str = "tanh",
+        post_norm: bool = True,
     ) -> None:
         super().__init__()
         self.width = width
@@ -36,10 +38,13 @@ class SiglipEncoder(nn.Module):
                 image_size=image_size,
                 patch_size=patch_size,
                 layer_norm_eps=layer_norm_eps,
+                hidden_act={"tanh": "gelu_pytorch_tanh", "erf": "gelu"}[gelu],
                 vision_use_head=False,
                 attn_implementation="sdpa",
             )
         )
+        if not post_norm:
+            self.tower.post_layernorm = nn.Identity()
         # transformers starts positions at 1 / sqrt(width), a tenth of what the patches are: from scratch a model then
         # sees what is in a picture long before it sees where (`docs/log.md`).
         positions = self.tower.embeddings.position_embedding.weight

@@ -1,6 +1,5 @@
-"""The siglip encoder against transformers' own, and the picture readers."""
+"""The siglip encoder: against transformers' own, and what its Config says of it."""
 
-import io
 import subprocess
 import sys
 from pathlib import Path
@@ -8,15 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omnikit_siglip import AnyresConfig, SiglipConfig, SquareConfig, omnikit_components
-from omnikit_siglip.reader import tilings
-from PIL import Image
+from omnikit_siglip import SiglipConfig, omnikit_components
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import SiglipConfig as HFConfig
-from transformers import SiglipImageProcessor, SiglipModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import SiglipModel, SiglipVisionConfig, SiglipVisionModel
 
-from omnikit.component import Item, Medium, Pixels, count
-from omnikit.media import image_size, load_image
+from omnikit.component import Item, count
 
 torch.set_num_threads(1)
 TINY = SiglipConfig(width=24, layers=2, heads=3, mlp_width=40, image_size=30, patch_size=7, layer_norm_eps=1e-3)
@@ -29,15 +26,6 @@ HF_TINY = {
     "patch_size": 7,
     "layer_norm_eps": 1e-3,
 }
-PIXELS = Pixels(size=32, patch=8)
-
-
-def picture(width: int, height: int, format: str = "PNG") -> Medium:
-    """Noise, so that no two places look alike."""
-    noise = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noise).save(file, format)
-    return Medium(file.getvalue())
 
 
 def items_of(*num_views: int) -> list[Item]:
@@ -54,16 +42,20 @@ def scrambled(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-def loaded(folder: Path) -> torch.nn.Module:
-    encoder = TINY.model_copy(update={"weights": str(folder)})
+def again(encoder: SiglipConfig, **options: object) -> SiglipConfig:
+    """Made anew of its dump, as a recipe would."""
+    fields = encoder.model_dump() | options
+    assert fields.pop("type") == "siglip"
+    return SiglipConfig(**fields)
+
+
+def loaded(folder: Path, **options: object) -> torch.nn.Module:
+    encoder = TINY.model_copy(update={"weights": str(folder), **options})
     module = encoder.build()
     tensors = dict(encoder.pretrained())
     assert set(tensors) == set(module.state_dict())  # the core reports what is missing; nothing may be left over
     module.load_state_dict(tensors)
     return module.eval()
-
-
-# ------------------------------------------------------------------------------------------------------------- encoder
 
 
 @pytest.mark.parametrize("head", [True, False])
@@ -100,7 +92,14 @@ def test_reads_folders_of_older_transformers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "parameters", "side"), [("so400m-patch14-384", 412_987_248, 27), ("base-patch16-224", 85_797_120, 14)]
+    ("preset", "parameters", "side"),
+    [
+        ("base-patch16-224", 85_797_120, 14),
+        ("base-patch32-256", 87_465_216, 8),
+        ("large-patch16-512", 304_147_456, 32),
+        ("so400m-patch14-384", 412_987_248, 27),
+        ("giant-opt-patch16-384", 1_135_329_792, 24),
+    ],
 )
 def test_presets_have_the_published_sizes(preset: str, parameters: int, side: int) -> None:
     encoder = SiglipConfig(preset=preset)
@@ -141,80 +140,88 @@ def test_wrong_sizes_say_what_to_change() -> None:
         SiglipConfig(width=24, layers=1, heads=3, mlp_width=8, image_size=6, patch_size=7)
 
 
-# ------------------------------------------------------------------------------------------------------------- readers
+@pytest.mark.parametrize("preset", SiglipConfig.presets)
+def test_names_of_presets_say_their_sizes(preset: str) -> None:
+    *_, patch, image = preset.split("-")
+    encoder = SiglipConfig(preset=preset)
+    assert (f"patch{encoder.patch_size}", str(encoder.image_size)) == (patch, image)
+    assert encoder.width // encoder.heads in (64, 72, 96)
 
 
-def test_square_equals_transformers_processor() -> None:
-    medium = picture(50, 20)
-    (grid,) = SquareConfig().grids(medium, PIXELS)
-    item = SquareConfig().read(medium, PIXELS, grid)
-    assert grid == (1, 4, 4) and item.grid == grid and item.value.dtype == np.float32
-    processor = SiglipImageProcessor(size={"height": 32, "width": 32})
-    expected = processor(Image.fromarray(load_image(medium)), return_tensors="np")["pixel_values"]
-    # theirs resizes by torchvision: one step of 255 apart here and there, in a range of 2
-    np.testing.assert_allclose(item.value, expected, rtol=0, atol=1.01 * 2 / 255)
+# ------------------------------------------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize("layer", [-1, -2])
+def test_an_earlier_layer_is_transformers_hidden_state_and_nothing_later_is_built(tmp_path: Path, layer: int) -> None:
+    theirs = scrambled(SiglipVisionModel(SiglipVisionConfig(**HF_TINY)))
+    theirs.save_pretrained(tmp_path)
+    (item,) = items_of(2)
+    expected = theirs(pixel_values=item.value, output_hidden_states=True).hidden_states[layer]
+    module = loaded(tmp_path, layer=layer)
+    torch.testing.assert_close(module([item]), expected.flatten(0, 1), rtol=0, atol=1e-5)
+    assert len(module.blocks) == TINY.layers + 1 + layer
+    assert not any("post_layernorm" in name for name in module.state_dict())
+    module.train()([item]).square().sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+
+
+def test_layers_beyond_those_of_the_recipe_are_not_hidden_by_the_option(tmp_path: Path) -> None:
+    scrambled(SiglipVisionModel(SiglipVisionConfig(**HF_TINY | {"num_hidden_layers": 4}))).save_pretrained(tmp_path)
+    encoder = TINY.model_copy(update={"weights": str(tmp_path), "layer": -2})
+    layers = {name.split(".")[3] for name, _ in encoder.pretrained() if ".layers." in name}
+    assert layers == {"0", "2", "3"}  # of the recipe's two only the first is built; 2 and 3 are for the core to refuse
 
 
 @pytest.mark.parametrize(
-    ("size", "views"),
+    ("layer", "message"), [(-3, "layer -3 is before the first of 2; give -2 to -1"), (0, "-1"), (1, "-1"), (True, "-1")]
+)
+def test_layers_that_are_not_there_are_refused(layer: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        again(TINY, layer=layer)
+
+
+def test_gelu_chooses_the_activation() -> None:
+    (item,) = items_of(1)
+    torch.manual_seed(0)
+    tanh = TINY.build().eval()
+    erf = TINY.model_copy(update={"gelu": "erf"}).build().eval()
+    erf.load_state_dict(tanh.state_dict())
+    x = torch.linspace(-3, 3, 9)
+    for module, approximate in ((tanh, "tanh"), (erf, "none")):
+        expected = torch.nn.functional.gelu(x, approximate=approximate)
+        torch.testing.assert_close(module.blocks[0].mlp.activation_fn(x), expected)
+    assert not torch.equal(tanh([item]), erf([item]))
+
+
+@pytest.mark.parametrize("layer", [None, -1, -2, -4])
+@pytest.mark.parametrize("preset", ["so400m-patch14-384", "base-patch32-256"])
+def test_tiny_is_the_same_component_with_the_same_options(preset: str, layer: int | None) -> None:
+    encoder = SiglipConfig(preset=preset, layer=layer, gelu="erf", weights="somewhere")
+    tiny = encoder.tiny()
+    module = tiny.build()
+    assert sum(p.numel() for p in module.parameters()) < 60_000 and len(module.blocks) == 2
+    assert (tiny.layer, tiny.gelu, tiny.patch_size, tiny.weights) == (layer, "erf", encoder.patch_size, None)
+    assert tiny.image_size % tiny.patch_size == encoder.image_size % encoder.patch_size
+    assert again(tiny) == tiny
+
+
+@pytest.mark.parametrize(
+    ("encoder", "views"),
     [
-        ((32, 32), [1]),
-        ((20, 31), [1]),
-        ((34, 33), [1]),  # barely larger: tiles would show next to nothing more
-        ((64, 32), [3, 1]),
-        ((32, 64), [3, 1]),
-        ((64, 64), [5, 1]),
-        ((96, 96), [10, 5, 1]),
-        ((96, 64), [7, 5, 3, 1]),
-        ((1000, 10), [10, 9, 8, 7, 6, 5, 4, 3, 1]),
+        (TINY, 1),
+        (TINY, 3),
+        (TINY.model_copy(update={"layer": -2}), 2),
+        (SiglipConfig(preset="so400m-patch14-384"), 3),
+        (SiglipConfig(preset="base-patch32-256", layer=-2), 1),
     ],
 )
-def test_anyres_lists_the_tilings_that_show_more(size: tuple[int, int], views: list[int]) -> None:
-    assert AnyresConfig(max_tiles=9).grids(picture(*size), PIXELS) == [(n, 4, 4) for n in views]
-
-
-def test_max_tiles_is_a_limit() -> None:
-    medium = picture(200, 150)
-    for max_tiles in (1, 2, 4, 6, 12):
-        reader = AnyresConfig(max_tiles=max_tiles)
-        largest = reader.sizes(PIXELS)["largest image"]
-        assert reader.grids(medium, PIXELS)[0] <= largest == ((1 + max_tiles if max_tiles > 1 else 1), 4, 4)
-    assert AnyresConfig(max_tiles=12).grids(medium, PIXELS)[0] == (13, 4, 4)
-
-
-def test_anyres_reads_every_grid_it_lists_and_tiles_are_the_picture_in_order() -> None:
-    medium, reader = picture(96, 64), AnyresConfig(max_tiles=9)
-    square = SquareConfig().read(medium, PIXELS, (1, 4, 4)).value
-    pixels = (load_image(medium).astype(np.float32) / 255 - 0.5) / 0.5
-    for grid in reader.grids(medium, PIXELS):
-        item = reader.read(medium, PIXELS, grid)
-        assert item.grid == grid and item.value.shape == (grid[0], 3, 32, 32)
-        np.testing.assert_array_equal(item.value[:1], square)
-    rows = [
-        np.concatenate(list(row), axis=2)
-        for row in reader.read(medium, PIXELS, (7, 4, 4)).value[1:].reshape(2, 3, 3, 32, 32)
-    ]
-    np.testing.assert_array_equal(np.concatenate(rows, axis=1), pixels.transpose(2, 0, 1))  # 2 x 3 tiles fit exactly
-
-
-def test_tilings_are_a_function_of_the_size_alone() -> None:
-    assert tilings(96, 64, 32, 9) == {7: (2, 3), 5: (2, 2), 3: (1, 2), 1: (1, 1)}
-    assert tilings(64, 96, 32, 9) == {7: (3, 2), 5: (2, 2), 3: (2, 1), 1: (1, 1)}
-
-
-def test_a_grid_the_picture_does_not_make_is_refused() -> None:
-    with pytest.raises(ValueError, match="96 x 64 pixels make 7 or 5 or 3 or 1 views, not 4"):
-        AnyresConfig().read(picture(96, 64), PIXELS, (4, 4, 4))
-
-
-@pytest.mark.parametrize("reader", [SquareConfig(), AnyresConfig()])
-def test_what_is_no_picture_is_a_value_error(reader: SquareConfig | AnyresConfig) -> None:
-    with pytest.raises(ValueError, match=r"<5 bytes>: is no picture that can be read \(.*\); give one of JPEG"):
-        reader.grids(Medium(b"words"), PIXELS)
-    broken = picture(64, 64)._replace(source=picture(64, 64).source[:3000])
-    assert image_size(broken) == (64, 64)  # the header is whole
-    with pytest.raises(ValueError, match="is a broken picture"):
-        reader.read(broken, PIXELS, (1, 4, 4))
+def test_cost_is_what_torch_counts(encoder: SiglipConfig, views: int) -> None:
+    grid = (views, encoder.input.side, encoder.input.side)
+    with torch.device("meta"):
+        module, pixels = encoder.build(), torch.empty(views, 3, encoder.image_size, encoder.image_size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module([Item(pixels, grid)])
+    assert encoder.cost(grid) == counter.get_total_flops() > 0
 
 
 def test_the_hook_lists_encoder_and_readers() -> None:
