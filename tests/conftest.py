@@ -264,7 +264,8 @@ class Watched(Display):
 
         before = self.start(name)
         assert before.keys() == after.keys(), "the checkpoint holds the stage's model, and no optimizer at its end"
-        rules = rules_by_parameter(after, self.recipe, name)
+        buffers = {path for path in after if path.endswith(".positions")}  # Whisper's: saved, and never trained
+        rules = rules_by_parameter(after.keys() - buffers, self.recipe, name)
         trains = {path for path, matched in rules.items() if matched.rule is not None}
         assert trains and all(rules[path].rule.weight_decay == 0 for path in trains)
         for path, tensor in after.items():

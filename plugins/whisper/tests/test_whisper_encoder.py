@@ -1,6 +1,5 @@
 """The encoder `whisper` against transformers' WhisperEncoder, at float32."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ import transformers
 from omnikit_whisper import WhisperConfig, omnikit_components
 from omnikit_whisper.module import WhisperEncoder, _rows
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.whisper.modeling_whisper import WhisperEncoder as TheirEncoder
 
 from omnikit.component import Item
@@ -51,7 +51,7 @@ def of_transformers(module: WhisperEncoder, mel: torch.Tensor) -> torch.Tensor:
     """(windows, features, width) of transformers' encoder with the same weights, for windows of an even length."""
     encoder = TheirEncoder(theirs(config(), max_source_positions=mel.shape[-1] // 2)).eval()
     positions = encoder.state_dict()["embed_positions.weight"]  # its own, so that ours are tested too
-    encoder.load_state_dict(module.state_dict() | {"embed_positions.weight": positions})
+    encoder.load_state_dict(dict(module.named_parameters()) | {"embed_positions.weight": positions})
     return encoder(mel).last_hidden_state
 
 
@@ -97,6 +97,33 @@ def test_items_never_influence_each_other(module: WhisperEncoder) -> None:
         torch.testing.assert_close(part, module([item]), rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("frames", [(57, 3, 450, 200, 80, 1), (200, 200, 600)])
+def test_no_gradient_crosses_a_window(
+    module: WhisperEncoder, frames: tuple[int, ...], attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omnikit_whisper.module.attention_on", lambda device: attention)
+    items = sounds(*frames)
+    for item in items:
+        item.value.requires_grad_(True)
+    features = module(items)
+    first = 0
+    for item in items:
+        for start in range(0, item.value.shape[1], 200):
+            end = min(start + 200, item.value.shape[1])
+            length = (end - start + 1) // 2
+            weight = torch.randn(length, 32)  # an even sum of features is 0 after a norm
+            wanted = [other.value for other in items]
+            reached = torch.autograd.grad((features[first : first + length] * weight).sum(), wanted, retain_graph=True)
+            for other, gradient in zip(items, reached, strict=True):
+                own = torch.zeros(gradient.shape[1], dtype=torch.bool)
+                own[start:end] = other is item
+                assert not gradient[:, ~own].any(), "exactly zero: not a bit of another window is seen"
+                assert gradient[:, own].any(dim=0).all(), "every frame of a window counts"
+            first += length
+    assert first == len(features)
+
+
 @torch.no_grad()
 def test_windows_of_one_item_are_joined_in_order(module: WhisperEncoder) -> None:
     (item,) = sounds(450)
@@ -116,15 +143,15 @@ def test_rows_are_shared_and_no_place_is_taken_twice() -> None:
 
 
 def test_parameters_are_transformers_without_positions() -> None:
-    for preset in ("large-v3", "tiny.en"):
+    for preset in WhisperConfig.presets:
         ours = WhisperConfig(preset=preset)
         with torch.device("meta"):
             module, reference = ours.build(), TheirEncoder(theirs(ours))
         shapes = {name: parameter.shape for name, parameter in reference.named_parameters()}
         positions = shapes.pop("embed_positions.weight")
         assert {name: parameter.shape for name, parameter in module.named_parameters()} == shapes
-        assert module.state_dict().keys() == shapes.keys()  # the buffer of positions is made, never saved
-        assert dict(module.named_buffers())["positions"].shape == positions
+        assert {name: buffer.shape for name, buffer in module.named_buffers()} == {"positions": positions}
+        assert module.state_dict().keys() == {*shapes, "positions"}  # a part of the weights, though nothing trains it
         assert len(module.blocks) == ours.layers
         if preset == "large-v3":
             assert sum(parameter.numel() for parameter in module.parameters()) == 635_048_960
@@ -174,28 +201,6 @@ def test_the_example_makes_its_grid(padding: str) -> None:
     assert value.shape == (80, 200 if padding == "full" else 50)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("whole", [transformers.WhisperModel, transformers.WhisperForConditionalGeneration])
-def test_weights_of_a_folder(module: WhisperEncoder, tmp_path: Path, whole: type) -> None:
-    small = {"decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 32, "vocab_size": 60}
-    tokens = {"pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 1, "decoder_start_token_id": 1}
-    model = whole(theirs(config(), max_source_positions=100, **small, **tokens)).eval()
-    model.save_pretrained(tmp_path)
-    with torch.device("meta"):
-        built = config().build()
-    built = built.to_empty(device="cpu")
-    built.positions.copy_(module.positions)
-    built.load_state_dict(dict(config(weights=str(tmp_path)).pretrained()))
-    (item,) = sounds(200)
-    expected = model.get_encoder()(item.value[None]).last_hidden_state[0]
-    torch.testing.assert_close(built([item]), expected, rtol=0, atol=ROUNDING)
-
-    model.get_encoder().embed_positions.weight += 0.1
-    model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="positions other than Whisper's"):
-        dict(config(weights=str(tmp_path)).pretrained())
-
-
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="multiple of heads"):
         config(heads=5)
@@ -213,3 +218,24 @@ def test_the_hook_offers_reader_and_encoder() -> None:
         ("reader", "waveform"),
         ("encoder", "whisper"),
     ]
+
+
+def test_tiny_keeps_bins_window_and_padding() -> None:
+    large = WhisperConfig(preset="large-v3", padding="ragged", window=12.5, weights="openai/whisper-large-v3")
+    tiny = large.tiny()
+    assert tiny.input == large.input
+    assert (tiny.preset, tiny.weights) == (None, None)
+    assert sum(parameter.numel() for parameter in tiny.build().parameters()) < 2_000_000
+    assert WhisperConfig.model_validate({k: v for k, v in tiny.model_dump().items() if k != "type"}) == tiny
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padding", ["full", "ragged"])
+@pytest.mark.parametrize("frames", [1, 57, 199, 200, 237, 450, 601])
+def test_cost_is_what_torch_counts(padding: str, frames: int) -> None:
+    ours = config(padding=padding, width=64, mlp_width=256)
+    held = -(-frames // 200) * 200 if padding == "full" else frames
+    item = Item(torch.randn(80, held), (ours.input.features(frames), 1, 1))
+    with FlopCounterMode(display=False) as counter:
+        ours.build()([item])
+    assert ours.cost(item.grid) == pytest.approx(counter.get_total_flops(), rel=0.03 if frames > 1 else 0.3)

@@ -94,16 +94,39 @@ def test_a_part_is_read_like_a_file_of_its_own(record: Recorder) -> None:
     np.testing.assert_array_equal(mel, log_mel_spectrogram(sound[16_000:40_000]).numpy())
 
 
-def test_other_rates_and_channels_are_converted(tmp_path: Path) -> None:
-    tone = np.sin(2 * np.pi * 1000 * np.arange(44_100) / 44_100).astype(np.float32)
-    path = tmp_path / "stereo.wav"
-    soundfile.write(path, np.stack([tone, np.zeros_like(tone)], axis=1), 44_100)
+@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 192_000])
+def test_other_rates_and_channels_are_converted(tmp_path: Path, rate: int, channels: int) -> None:
+    def tone(rate: int) -> np.ndarray:
+        return np.sin(2 * np.pi * 1000 * np.arange(rate) / rate).astype(np.float32)
+
+    path = tmp_path / "sound.wav"
+    soundfile.write(path, np.stack([tone(rate), *[np.zeros(rate, np.float32)] * (channels - 1)], axis=1), rate)
     mel = read(Medium(str(path)), Mel(padded=False))
-    at_rate = np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000).astype(np.float32) / 2
-    expected = log_mel_spectrogram(at_rate).numpy()
+    expected = log_mel_spectrogram(tone(16_000) / channels).numpy()
     loud = expected > expected.max() - 1  # four decades: what lies below is the rounding of 16 bits
     assert mel.shape == (80, 100)
-    np.testing.assert_allclose(mel[loud], expected[loud], atol=0.02)
+    assert loud.sum() > 300
+    np.testing.assert_allclose(mel[loud], expected[loud], atol=0.05 if rate == 8_000 else 0.02)
+
+
+def test_specimens_are_read_and_odd(tmp_path: Path) -> None:
+    input = Mel(window=1.0, padded=False)
+    media = READER.specimens(tmp_path, input)
+    found = [READER.grids(medium, input)[0][0] for medium in media]
+    for medium in media:
+        assert read(medium, input).shape[0] == 80
+    assert found[0] == 1, "the shortest that is read"
+    assert 29 in found, "an odd number of frames"
+    assert max(found) > input.features(input.window_frames), "more than a window"
+    infos = [soundfile.info(medium.source) for medium in media]
+    assert {info.channels for info in infos} == {1, 2, 6}
+    assert {info.samplerate for info in infos} == {8_000, 16_000, 44_100, 48_000, 192_000}
+    assert any(medium.start is not None for medium in media)
+    again = tmp_path / "again"
+    again.mkdir()
+    for first, second in zip(media, READER.specimens(again, input), strict=True):
+        np.testing.assert_array_equal(soundfile.read(first.source)[0], soundfile.read(second.source)[0])
 
 
 @pytest.mark.parametrize("padding", ["full", "ragged"])
