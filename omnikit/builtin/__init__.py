@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from omnikit.builtin.backbone_config import HFCausalLM
 from omnikit.builtin.jsonl import Jsonl
-from omnikit.builtin.projector_configs import Mlp, PoolMlp
+from omnikit.builtin.projector_configs import CAbstractorConfig, Concat, MeanPool, Mlp, PoolMlp, StridedConv
 from omnikit.component import Component, hookimpl
 
 
 @hookimpl
 def omnikit_components() -> Sequence[type[Component]]:
     """The projectors, the backbone and the source of the core."""
-    return [HFCausalLM, Jsonl, Mlp, PoolMlp]
+    return [HFCausalLM, Jsonl, Mlp, PoolMlp, MeanPool, Concat, StridedConv, CAbstractorConfig]

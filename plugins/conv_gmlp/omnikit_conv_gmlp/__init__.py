@@ -24,8 +24,14 @@ class ConvGMLPConfig(ProjectorConfig):
         if (h, w) != (1, 1):
             raise ValueError(f"conv_gmlp: grid {grid} is not a sequence; it takes (t, 1, 1), as audio encoders make")
         if t < self.rate:
-            raise ValueError(f"conv_gmlp: {t} features are less than one token; rate {self.rate} needs {self.rate}")
+            needed = f"give at least {self.rate} features, or less rate"
+            raise ValueError(f"conv_gmlp: grid {grid} is less than one token; {needed}")
         return t // self.rate, 1, 1
+
+    def cost(self, grid: Grid, d_in: int, d_out: int) -> float:
+        """FLOPs of one item's forward pass: the two convolutions, the mixing map and the map to the backbone."""
+        tokens, inner = self.shrink(grid)[0], self.rate * d_in
+        return 2.0 * tokens * (3 * inner**2 + inner * d_out)
 
     def build(self, d_in: int, d_out: int) -> "ConvGMLP":
         """The module from feature width `d_in` to backbone width `d_out`."""
