@@ -70,7 +70,10 @@ def _tokens(recipe: Recipe) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for name, modality in recipe.modalities.items():
         sizes = modality.reader.sizes(recipe.encoders[modality.encoder].input)
-        found[name] = {size: count(modality.projector.shrink(grid)) for size, grid in sizes.items()}
+        try:
+            found[name] = {size: count(modality.projector.shrink(grid)) for size, grid in sizes.items()}
+        except ValueError as error:
+            raise ValueError(f"modalities.{name}.projector: {error}") from error
     return found
 
 

@@ -33,7 +33,8 @@ def table(
 ) -> Table:
     """The held-out table of one data set. Scores are shares: of right answers, or of wrong words.
 
-    `chance` is the score of whoever knows the question's kind alone, `blind` that of the same model without its media.
+    `chance` is the score of whoever knows the question's kind alone, `blind` that of the same model without its media;
+    `references` has room for the scores of other systems.
     """
     score, lower = METRICS[metric], metric == "wer"
     expected = [expected_answer(sample) for sample in samples]
@@ -62,6 +63,7 @@ def table(
         "met": None if target is None else total <= target if lower else total >= target,
         "chance": over(everything, constant),
         "blind": over(everything, blind),
+        "references": {},
         "kinds": {
             kind: {
                 "samples": len(rows),

@@ -40,10 +40,12 @@ class OmniModel(nn.Module):
             self.backbone = recipe.backbone.build()
         self.encoders = nn.ModuleDict()
         for name, config in self.configs.items():
+            _check_name(f"encoders.{name}", name)
             with seeded(f"encoders.{name}"):
                 self.encoders[name] = config.build()
         self.modalities = nn.ModuleDict()
         for name, branch in self.branches.items():
+            _check_name(f"modalities.{name}", name)
             with seeded(f"modalities.{name}.projector"):
                 projector = branch.projector.build(self.encoders[branch.encoder].width, self.backbone.width)
             self.modalities[name] = nn.ModuleDict({"projector": projector})
@@ -104,6 +106,12 @@ class OmniModel(nn.Module):
         item = self.configs[self.branches[modality].encoder].example()
         device = next(self.backbone.parameters()).device
         return Item(torch.from_numpy(item.value).to(device), item.grid)
+
+
+def _check_name(path: str, name: str) -> None:
+    """A recipe's name becomes an attribute of a torch module (law 1), so it must not be one already."""
+    if hasattr(nn.ModuleDict, name):
+        raise ValueError(f"{path}: torch's modules have a `{name}` of their own; give it another name")
 
 
 def _check_count(name: str, tokens: Tensor, media: Media) -> None:

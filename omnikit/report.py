@@ -17,12 +17,19 @@ from omnikit.report_page import page
 from omnikit.versions import environment, versions
 
 CARDS = 12
+REFERENCES = "references.json"
+"""A file that whoever measured other systems on the run's held-out sets may put into its folder:
+{set: {name of the system: score}}."""
 
 
 def report(folder: Path, note: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """What report.json holds: the run's stages and its held-out tables. Measures the run and writes both files."""
     run = Run.load(folder, Registry.load())
     tables = measure(run, lambda name, count: note(f"held-out {name}: {count} samples"))
+    references = folder / REFERENCES
+    beside = json.loads(references.read_text(encoding="utf-8")) if references.is_file() else {}
+    for name, table in tables.items():
+        table["references"] |= beside.get(name, {})
     records = list(RunFolder(folder).metrics())
     result = summary(folder.resolve().name, run.recipe, records, tables)
     opened = {name: entry.data.open() for name, entry in run.recipe.heldout.items()}

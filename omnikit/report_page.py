@@ -69,7 +69,12 @@ def _set(name: str, table: Table) -> str:
 <td class="num score" data-label="Score">{_share(table["score"])}<small>{unit}</small></td>
 <td data-label="Target">{target}</td><td class="num" data-label="Chance">{_share(table["chance"])}</td>
 <td class="num" data-label="Blind">{_blind(table, table)}</td></tr>
-<tr class="more"><td colspan="6">{_kinds(table, lower)}</td></tr></tbody>"""
+<tr class="more"><td colspan="6">{_kinds(table, lower)}{_references(table)}</td></tr></tbody>"""
+
+
+def _references(table: Table) -> str:
+    others = " · ".join(f"{escape(name)} <b>{_share(score)}</b>" for name, score in table["references"].items())
+    return f'<p class="references">other systems, same samples: {others}</p>' if others else ""
 
 
 def _kinds(table: Table, lower: bool) -> str:

@@ -89,8 +89,9 @@ def test_no_import_path_in_a_recipe():
     def words(node):
         if isinstance(node, dict):
             for key, value in node.items():
-                # Weights are names of the hub or folders; init and the keys of train are paths of the recipe.
-                yield from () if key in ("weights", "init", "path", "extends") else words(value)
+                # Weights are names of the hub or folders, presets are names of sizes (tiny.en); init and the keys of
+                # train are paths of the recipe.
+                yield from () if key in ("weights", "preset", "init", "path", "extends") else words(value)
         elif isinstance(node, list):
             for value in node:
                 yield from words(value)

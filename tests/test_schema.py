@@ -33,6 +33,11 @@ def test_a_shipped_recipe_keeps_to_the_schema(name):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_recipe_loads(name, registry):
+    assert load_recipe(RECIPES / name, registry).stages
+
+
+@pytest.mark.parametrize("name", ["baichuan_omni.yaml", "tiny_omni.yaml"])
+def test_the_tiny_recipe_has_the_stages_and_the_shared_encoder_of_the_full_one(name, registry):
     recipe = load_recipe(RECIPES / name, registry)
     stages = "image_caption image_vqa image_full video_images video_mixed audio omni sft".split()
     assert list(recipe.stages)[-8:] == stages

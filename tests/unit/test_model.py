@@ -224,3 +224,10 @@ def test_counts_are_shrinks(recipe, batch_of):
     for name, media in batch.media.items():
         projector = recipe.modalities[name].projector
         assert [places for _, places in media.owners] == [count(projector.shrink(item.grid)) for item in media.items]
+
+
+def test_a_name_that_torch_has_taken_is_refused_by_its_path(recipe_of):
+    recipe = recipe_of()
+    renamed = recipe.model_copy(update={"modalities": {"train": recipe.modalities["image"]}})
+    with pytest.raises(ValueError, match=r"^modalities\.train: .*give it another name$"):
+        build(renamed, frozenset({"train"}))
