@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from omnikit.builtin.projectors import MLPProjector
+from omnikit.builtin.projector_configs import Mlp
 from omnikit.data import seed_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "plugins.md"
@@ -89,7 +89,7 @@ def test_the_package_is_listed_as_the_page_shows(followed):
     _, printed = followed
     shown = "pulse  (omnikit-pulse 0.1.0)\n  encoder: pulse\n  reader: numbers\n"
     assert shown in PAGE.read_text(encoding="utf-8")
-    assert shown in output_of(printed, "omnikit plugins")
+    assert shown in printed["omnikit plugins"]
 
 
 def test_check_counts_the_new_modalitys_tokens(followed):
@@ -110,12 +110,20 @@ def test_it_trains(followed):
     assert output_of(printed, "omnikit chat").strip() in ("slow", "fast")
 
 
+def test_it_conforms(followed):
+    _, printed = followed
+    certificates = output_of(printed, "omnikit plugins check")
+    shown = "2 of 2 components conform\n"
+    assert shown in PAGE.read_text(encoding="utf-8") and certificates.endswith(shown)
+    assert "reader numbers  (omnikit-pulse 0.1.0)  conforms" in certificates
+
+
 def test_the_new_projector_moved(followed):
     """Against its start, which is drawn again from the seed."""
     folder, _ = followed
     (checkpoint,) = (folder / "runs/tiny_pulse/pulse").glob("step-000060")
     torch.manual_seed(seed_of(0, "modalities.pulse.projector"))
-    start = {f"modalities.pulse.projector.{name}": value for name, value in MLPProjector(32, 32).state_dict().items()}
+    start = {f"modalities.pulse.projector.{name}": value for name, value in Mlp().build(32, 32).state_dict().items()}
     seen = set()
     for path in checkpoint.glob("*.safetensors"):
         with safe_open(path, framework="pt") as tensors:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from omnikit.component import Medium, RecipePath, Sample, SourceConfig, Turn
 
@@ -35,6 +35,33 @@ class Jsonl(SourceConfig):
     def open(self) -> Sequence[Sample]:
         """The records, parsed when asked for."""
         return JsonlFile(Path(self.path), frozenset(self.modalities))
+
+    @classmethod
+    def specimen(cls, folder: Path) -> Self:
+        """Records of every shape: text alone, a picture, a part of a sound, a system turn, a blank line between."""
+        from omnikit.testing import pictures, sounds
+
+        picture, sound = (Path(media[0].source).name for media in (pictures(folder), sounds(folder)))
+        questions: list[Any] = [
+            "zwei und zwei?",
+            [{"image": picture}, {"text": "what is it?"}],
+            [{"text": "listen"}, {"audio": {"path": sound, "start": 0.25, "end": 1.0}}],
+        ]
+        records: list[dict[str, Any]] = [
+            {
+                "id": f"specimen-{number}",
+                "kind": "odd" if number % 2 else "",
+                "turns": [
+                    {"role": "system", "content": "Be brief."},
+                    {"role": "user", "content": question},
+                    {"role": "assistant", "content": [{"text": f"answer {number}, grün"}]},
+                ][number % 2 :],
+            }
+            for number, question in enumerate(questions * 2)
+        ]
+        path = folder / "specimen.jsonl"
+        path.write_text("\n\n".join(json.dumps(record, ensure_ascii=False) for record in records), encoding="utf-8")
+        return cls(path=str(path), modalities=("image", "audio"))
 
 
 class JsonlFile(Sequence[Sample]):

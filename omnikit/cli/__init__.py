@@ -8,9 +8,10 @@ import typer
 from typer.exceptions import TyperException
 
 from omnikit.cli.chatting import chat
+from omnikit.cli.plugins import plugins
 from omnikit.cli.recipes import check, show
 from omnikit.cli.sampledata import data
-from omnikit.cli.surroundings import env, plugins
+from omnikit.cli.surroundings import env
 from omnikit.cli.training import train
 
 app = typer.Typer(
@@ -20,8 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (train, check, show, chat, plugins, env):
+for command in (train, check, show, chat, env):
     app.command()(command)
+app.add_typer(plugins, name="plugins")
 app.add_typer(data, name="data")
 
 
