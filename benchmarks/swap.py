@@ -39,7 +39,7 @@ PROJECTORS = {
     ),
     "audio": tuple(
         f"{{type: {kind}, rate: {rate}}}"
-        for rate in (2, 4, 8)
+        for rate in (4, 2, 8)
         for kind in ("conv_gmlp", "mean_pool", "concat", "strided_conv")
     ),
 }
@@ -128,9 +128,9 @@ def main() -> None:
         for wave in ("language", "swap"):
             tasks = [
                 Task(modality, projector, seed)
-                for seed in range(given.seeds)
                 for modality, projectors in ({"language": ("",)} if wave == "language" else PROJECTORS).items()
                 for projector in projectors
+                for seed in range(given.seeds)
             ]
             waiting = [pool.submit(run, task, root, steps) for task in tasks if task not in done]
             for future in waiting:

@@ -33,7 +33,7 @@ from omnikit.versions import versions
 COMMIT = "COMMIT"
 ORDER = "[order]"
 STATE = "state.json"
-MAY_CHANGE = frozenset({"run.save", "run.keep", "run.log"})
+MAY_CHANGE = frozenset({"run.save", "run.keep", "run.log", "run.workers", "limits.read_seconds", "limits.memory_bytes"})
 """Paths of a recipe that may differ when a run goes on: they change nothing that is computed."""
 
 

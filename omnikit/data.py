@@ -19,6 +19,7 @@ import numpy as np
 
 from omnikit.component import Sample
 from omnikit.packing import Batch, Pack, collate, pack, read_items
+from omnikit.reading import Reading, prepare
 from omnikit.recipe import Recipe, Stage
 from omnikit.sample import Branch, Layout, Layouter
 
@@ -54,13 +55,16 @@ class Step(NamedTuple):
 
 def layouter_of(recipe: Recipe) -> Layouter:
     """The layouter of a recipe's backbone and modalities."""
+    if recipe.run.workers:
+        prepare(modality.reader for modality in recipe.modalities.values())
     return Layouter(recipe.backbone.chat, recipe.backbone.tokenizer(), branches_of(recipe))
 
 
 def branches_of(recipe: Recipe) -> dict[str, Branch]:
     """What the layout needs of each modality."""
+    reading = Reading(recipe.limits, recipe.run.workers)
     return {
-        name: Branch(modality.reader, recipe.encoders[modality.encoder].input, modality.projector)
+        name: Branch(modality.reader, recipe.encoders[modality.encoder].input, modality.projector, reading)
         for name, modality in recipe.modalities.items()
     }
 
@@ -75,6 +79,7 @@ class StageData:
 
     def __init__(self, recipe: Recipe, name: str, layouter: Layouter) -> None:
         self.stage: Stage = recipe.stages[name]
+        self.threads = recipe.run.workers or 2
         self.layouter = layouter
         self.seed = seed_of(recipe.run.seed, name)
         self.sources: dict[str, Sequence[Sample]] = {key: recipe.data[key].open() for key in self.stage.data}
@@ -111,17 +116,27 @@ class StageData:
         return layout
 
     def packs(self, start: Position) -> Iterator[tuple[Pack, Position]]:
-        """Packs from a position on, each with the position after it."""
+        """Packs from a position on, each with the position after it. A window is planned while the last half of the one
+        before it is used: surveying media takes time, most of it waiting for the workers.
+        """
         window, offset = start
-        while True:
+        planner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="plan")
+        try:
             packs = self.plan(window)
-            for number in range(offset, len(packs)):
-                last = number == len(packs) - 1
-                yield packs[number], Position(window + 1, 0) if last else Position(window, number + 1)
-            window, offset = window + 1, 0
+            while True:
+                coming = None
+                for number in range(offset, len(packs)):
+                    if coming is None and number >= len(packs) // 2:
+                        coming = planner.submit(self.plan, window + 1)
+                    last = number == len(packs) - 1
+                    yield packs[number], Position(window + 1, 0) if last else Position(window, number + 1)
+                window, offset = window + 1, 0
+                packs = self.plan(window) if coming is None else coming.result()
+        finally:
+            planner.shutdown(wait=False, cancel_futures=True)
 
     def steps(self, start: Position) -> Iterator[Step]:
-        """Steps from a position on, their media read ahead in threads (decoding releases the interpreter's lock)."""
+        """Steps from a position on, their media read ahead: a thread for each worker, or two that decode."""
         size, micro, length = self.stage.batch.packs, self.stage.batch.micro, self.stage.batch.length
         stream = self.packs(start)
 
@@ -129,7 +144,7 @@ class StageData:
             items = [item for one in packs for item in read_items(one, self.layouter.branches)]
             return collate(packs, items, length)
 
-        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="read") as pool:
+        with ThreadPoolExecutor(max_workers=self.threads, thread_name_prefix="read") as pool:
             waiting: deque[tuple[list[Future[Batch]], list[str], Position]] = deque()
             try:
                 while True:

@@ -84,7 +84,7 @@ def read_items(pack: Pack, branches: Mapping[str, Branch]) -> list[Item]:
         for place in layout.places:
             branch = branches[place.modality]
             try:
-                item = branch.reader.read(place.medium, branch.input, place.grid)
+                item = branch.reading.read(branch.reader, place.medium, branch.input, place.grid)
             except ValueError as error:
                 raise ValueError(f"sample {layout.id}: {place.modality}: {error}") from error
             if item.grid != place.grid:

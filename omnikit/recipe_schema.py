@@ -23,9 +23,10 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from omnikit.component import BackboneConfig, Component, EncoderConfig, ProjectorConfig, ReaderConfig, SourceConfig
+from omnikit.media import MediaLimits
 from omnikit.registry import NAME, Registry
 
-__all__ = ["Batch", "Held", "Modality", "Recipe", "Rule", "Run", "Schedule", "Share", "Stage", "Train"]
+__all__ = ["Batch", "Held", "Limits", "Modality", "Recipe", "Rule", "Run", "Schedule", "Share", "Stage", "Train"]
 
 
 def complaint(cls: type[BaseModel], at: tuple[str, ...], message: str, value: object) -> ValidationError:
@@ -238,10 +239,16 @@ class Held(Strict):
     target: float | None = None
 
 
+class Limits(MediaLimits, Strict):
+    """What a single medium may cost; a medium beyond it is a bad one."""
+
+
 class Run(Strict):
     """What concerns the whole run: `save` and `log` count steps, `keep` checkpoints.
 
-    `recompute` saves memory: the activations of every block are computed again in the backward pass.
+    `workers` are the processes in which media are opened, so that a decoder that crashes takes no run with it; with 0
+    the run does it itself. `recompute` saves memory: the activations of every block are computed again in the backward
+    pass.
     """
 
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -249,6 +256,7 @@ class Run(Strict):
     save: int = Field(default=500, gt=0)
     keep: int = Field(default=2, ge=2)
     log: int = Field(default=10, gt=0)
+    workers: int = Field(default=2, ge=0, le=256)
     recompute: bool = False
 
 
@@ -261,6 +269,7 @@ class Recipe(Strict):
     data: dict[Name, Source] = Field(min_length=1)
     heldout: dict[Name, Held] = Field(default_factory=dict)
     stages: dict[Name, Stage] = Field(min_length=1)
+    limits: Limits = Limits()
     run: Run = Run()
 
 

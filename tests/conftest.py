@@ -199,7 +199,7 @@ def recipe_of(world, registry):
             "modalities": MODALITIES,
             "data": data,
             "stages": stages,
-            "run": {"precision": "fp32", "save": 2, **(run or {})},
+            "run": {"precision": "fp32", "save": 2, "workers": 0, **(run or {})},
             **tables,
         }
         tree = copy.deepcopy(tree)

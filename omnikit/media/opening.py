@@ -2,10 +2,12 @@
 
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
@@ -14,6 +16,8 @@ from omnikit.component import Medium
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.stream import Stream
+
+T = TypeVar("T")
 
 
 class MediaError(ValueError):
@@ -26,9 +30,11 @@ class MediaLimits(BaseModel):
     Pictures are read whole, hence their own limit in bytes; sound and films are read as streams. `pixels` are those of
     a picture or a frame: 50 million are 8660 x 5773, and 8K video has 33. Sound counts in the part that a sample means,
     so ten minutes of a long recording can be asked for; 64 Mi samples are 256 MiB of float32, 11 minutes at 96 kHz.
+    `read_seconds` are of the clock, for one look at a medium; `memory_bytes` is what reading may take beyond what the
+    process has, enforced in workers on Linux.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     image_bytes: PositiveInt = 256 * 2**20
     stream_bytes: PositiveInt = 8 * 2**30
@@ -37,9 +43,50 @@ class MediaLimits(BaseModel):
     audio_samples: PositiveInt = 64 * 2**20
     audio_channels: PositiveInt = 64
     video_seconds: PositiveFloat = 4 * 3600.0
+    read_seconds: PositiveFloat = 120.0
+    memory_bytes: PositiveInt = 4 * 2**30
 
 
-LIMITS = MediaLimits()
+class _Allowance(NamedTuple):
+    limits: MediaLimits
+    until: float
+    """The time, by `time.monotonic`, at which reading must be done."""
+
+
+_DEFAULT = _Allowance(MediaLimits(), float("inf"))
+_allowance: ContextVar[_Allowance] = ContextVar("allowance", default=_DEFAULT)
+
+
+@contextmanager
+def limited(to: MediaLimits) -> Iterator[None]:
+    """Within the block, in this thread, one medium is read within these limits; the clock runs from here."""
+    token = _allowance.set(_Allowance(to, time.monotonic() + to.read_seconds))
+    try:
+        yield
+    finally:
+        _allowance.reset(token)
+
+
+def limits() -> MediaLimits:
+    """The limits in force: those of the recipe where its media are read, the defaults elsewhere."""
+    return _allowance.get().limits
+
+
+def in_time(medium: Medium, parts: Iterable[T]) -> Iterator[T]:
+    """The parts of a medium (packets, frames, blocks) for as long as its reading may last."""
+    for part in parts:
+        if time.monotonic() > _allowance.get().until:
+            raise MediaError(too_slow(medium, limits()))
+        yield part
+
+
+def too_slow(medium: Medium, limits: MediaLimits) -> str:
+    """What is said of a medium whose reading lasts too long."""
+    return (
+        f"{medium}: takes longer to read than the limit of {limits.read_seconds:g} s; "
+        "replace the file, or raise limits.read_seconds"
+    )
+
 
 # Demuxers that open nothing but the file they are given. Without this list FFmpeg takes a playlist or a concat script
 # for a film whatever its name, and opens the files and addresses written in it (tests/unit/test_media.py plants one).
@@ -96,11 +143,11 @@ def window(medium: Medium, seconds: float) -> tuple[float, float]:
 
 
 @contextmanager
-def open_av(medium: Medium, formats: str, most_bytes: int) -> "Iterator[InputContainer]":
+def open_av(medium: Medium, formats: str) -> "Iterator[InputContainer]":
     """The medium as a PyAV container that opens no other file; an FFmpeg error within the block is a MediaError."""
     import av
 
-    source = source_of(medium, most_bytes)
+    source = source_of(medium, limits().stream_bytes)
     # The prefix keeps a name such as "concat:a.mp4" a name; bytes need no protocol, so they are left none that exists.
     name = f"file:{os.path.abspath(source)}" if isinstance(source, str) else source
     options = {"format_whitelist": formats, "protocol_whitelist": "file" if isinstance(source, str) else "none"}
@@ -112,25 +159,36 @@ def open_av(medium: Medium, formats: str, most_bytes: int) -> "Iterator[InputCon
         yield container
 
 
+def late(container: "InputContainer", track: "Stream") -> float:
+    """Seconds after the beginning of the whole, picture and sound, at which a track begins.
+
+    The parts that samples mean count from the beginning of the whole, so that sound and picture stay together.
+    """
+    beginning = max(0.0, (container.start_time or 0) / 1e6)  # below 0 is a codec's run-up
+    seconds = float((track.start_time or 0) * track.time_base) - beginning if track.time_base else 0.0
+    return seconds if seconds > 1e-4 else 0.0  # the beginning is rounded
+
+
 def seconds_of(medium: Medium, container: "InputContainer", track: "Stream") -> float:
-    """How long a track lasts: as its header says or, where that says nothing, by walking its packets."""
+    """When a track ends, from the beginning of the whole: by its header or, where that is silent, by its packets."""
     guessed = container.format.name in GUESSING
     if track.duration and track.time_base and not guessed:
-        return float(track.duration * track.time_base)
-    in_matroska = container.format.name.startswith("matroska")  # whose times of the end count from 0, not the start
-    start = float((track.start_time or 0) * track.time_base) if in_matroska else 0.0
+        return float(track.duration * track.time_base) + late(container, track)
+    # Matroska's times of the end count from 0, not from the start
+    in_matroska = container.format.name.startswith("matroska")
+    start = float((track.start_time or 0) * track.time_base) - late(container, track) if in_matroska else 0.0
     with suppress(ValueError):  # Matroska's end of this track
         hours, minutes, seconds = track.metadata.get("DURATION", "").split(":")
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds) - start
     if container.duration and not guessed:
         return container.duration / 1e6 - start
-    return _walked_seconds(medium, track.index)
+    return _walked_seconds(medium, track.index) + late(container, track)
 
 
 def _walked_seconds(medium: Medium, index: int) -> float:
     first, last = float("inf"), float("-inf")
-    with open_av(medium, SOUNDS, LIMITS.stream_bytes) as container:
-        for packet in container.demux(container.streams[index]):
+    with open_av(medium, SOUNDS) as container:
+        for packet in in_time(medium, container.demux(container.streams[index])):
             if packet.pts is not None and packet.time_base:
                 first = min(first, float(packet.pts * packet.time_base))
                 last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))

@@ -4,7 +4,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from omnikit.component import Medium
-from omnikit.media.opening import LIMITS, MediaError, MediaLimits, refusing, source_of
+from omnikit.media.opening import MediaError, limits, refusing, source_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,11 +15,13 @@ MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", *(b"P
 BRANDS = (b"avif", b"avis", b"mif1", b"heic", b"heix")
 ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
+STRIP = 2**20
+"""Pixels that are converted at a time."""
 
 
 def is_image(medium: Medium) -> bool:
     """Whether the first bytes are a picture's. A GIF counts as a film, which it may be."""
-    source = source_of(medium, LIMITS.stream_bytes)
+    source = source_of(medium, limits().stream_bytes)
     if isinstance(source, str):
         with refusing(medium, (OSError,), "cannot be opened", "make it readable"), open(source, "rb") as file:
             head = file.read(12)
@@ -29,24 +31,34 @@ def is_image(medium: Medium) -> bool:
     return head.startswith(MAGIC) or in_riff or (head[4:8] == b"ftyp" and head[8:] in BRANDS)
 
 
-def image_size(medium: Medium, limits: MediaLimits = LIMITS) -> tuple[int, int]:
+def image_size(medium: Medium) -> tuple[int, int]:
     """(width, height) in pixels of the upright picture, from its header alone."""
-    image, orientation = _open(medium, limits)
+    image, orientation = _open(medium)
     with image:
         width, height = image.size
     return (height, width) if orientation in SIDEWAYS else (width, height)
 
 
-def load_image(medium: Medium, limits: MediaLimits = LIMITS) -> "np.ndarray":
-    """The picture as uint8 (height, width, 3), read-only: upright, transparency over white, an animation's first frame.
+def load_image(medium: Medium) -> "np.ndarray":
+    """The picture as uint8 (height, width, 3): upright, transparency over white, an animation's first frame.
 
     Sixteen bits are cut to eight. Pixels without a scale (32-bit integers above 65535, floats) are a MediaError.
     """
     import numpy as np
 
-    image, orientation = _open(medium, limits)
+    image, orientation = _open(medium)
     with image, refusing(medium, _pillow_errors(), "is a broken picture", "replace the file"):
-        return np.asarray(_upright(_to_rgb(medium, image), orientation))
+        image.load()
+        width, height = image.size
+        sideways = orientation in SIDEWAYS
+        upright = np.empty((width, height, 3) if sideways else (height, width, 3), np.uint8)
+        stored = _as_stored(upright, orientation)
+        # In strips: of a large picture each further whole copy would be a few hundred megabytes.
+        rows = max(1, STRIP // width)
+        for top in range(0, height, rows):
+            bottom = min(height, top + rows)
+            stored[top:bottom] = np.asarray(_to_rgb(medium, image.crop((0, top, width, bottom))))
+        return upright
 
 
 def resize(image: "np.ndarray", width: int, height: int) -> "np.ndarray":
@@ -59,11 +71,11 @@ def resize(image: "np.ndarray", width: int, height: int) -> "np.ndarray":
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _open(medium: Medium, limits: MediaLimits) -> "tuple[Image, int]":
+def _open(medium: Medium) -> "tuple[Image, int]":
     """The picture, not decoded yet, and its EXIF orientation (1 to 8)."""
     from PIL import Image
 
-    source = source_of(medium, limits.image_bytes)
+    source = source_of(medium, limits().image_bytes)
     remedy = f"give one of {', '.join(FORMATS)}"
     with refusing(medium, _pillow_errors(), "is no picture that can be read", remedy):
         image = Image.open(source, formats=FORMATS)
@@ -71,25 +83,33 @@ def _open(medium: Medium, limits: MediaLimits) -> "tuple[Image, int]":
         # Pillow turns a TIFF by itself, and would decode a whole PNG to look for EXIF that stands after the pixels.
         ignored = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
         orientation = 1 if ignored else image.getexif().get(ORIENTATION, 1)
-    if width * height > limits.pixels:
+    most = limits().pixels
+    if width * height > most:
         image.close()
-        raise MediaError(f"{medium}: has {width} x {height} pixels, over the limit of {limits.pixels:,}; scale it down")
+        raise MediaError(f"{medium}: has {width} x {height} pixels, over the limit of {most:,}; scale it down")
     return image, orientation
 
 
-def _upright(image: "Image", orientation: int) -> "Image":
-    from PIL.Image import Transpose
+def _as_stored(upright: "np.ndarray", orientation: int) -> "np.ndarray":
+    """A view of upright pixels (height, width, 3) in the order in which a file of this EXIF orientation has them."""
+    import numpy as np
 
-    turns = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
-    return image.transpose(turns[orientation]) if orientation in turns else image
+    match orientation:
+        case 2:
+            return upright[:, ::-1]
+        case 3:
+            return upright[::-1, ::-1]
+        case 4:
+            return upright[::-1]
+        case 5:
+            return upright.swapaxes(0, 1)
+        case 6:
+            return np.rot90(upright)
+        case 7:
+            return upright[::-1, ::-1].swapaxes(0, 1)
+        case 8:
+            return np.rot90(upright, -1)
+    return upright
 
 
 def _to_rgb(medium: Medium, image: "Image") -> "Image":

@@ -370,15 +370,16 @@ def test_a_step_that_is_no_number_is_not_made_and_its_samples_are_named(
 
 def test_a_trained_parameter_that_nothing_uses_is_an_error(recipe_of, parts, tmp_path, monkeypatch):
     """Its optimizer would have no state of it, and the run could not be resumed."""
-    from omnikit.builtin.projectors import MLPProjector
+    from omnikit.builtin.projectors import JoinMLP
 
-    init = MLPProjector.__init__
+    init = JoinMLP.__init__
     monkeypatch.setattr(
-        MLPProjector,
+        JoinMLP,
         "__init__",
-        lambda self, *sizes: (init(self, *sizes), self.register_parameter("spare", torch.nn.Parameter(torch.ones(2))))[
-            0
-        ],
+        lambda self, *given, **named: (
+            init(self, *given, **named),
+            self.register_parameter("spare", torch.nn.Parameter(torch.ones(2))),
+        )[0],
     )
     modalities = {"image": parts.modalities["image"] | {"projector": "mlp"}}
     encoders = {"vision": parts.encoders["vision"]}

@@ -119,7 +119,7 @@ def test_a_table_by_hand() -> None:
     assert {key: value for key, value in made.items() if key not in ("kinds", "answers")} == {
         **{"metric": "exact", "better": "higher", "samples": 6, "modalities": ["image"], "target": 0.6, "met": True},
         # Chance says "red" to each colour (3 of 4, letter case aside) and "two", the first met, to each count (1 of 2).
-        **{"score": 4 / 6, "chance": 4 / 6, "blind": 2 / 6},
+        **{"score": 4 / 6, "chance": 4 / 6, "blind": 2 / 6, "references": {}},
     }
     assert made["kinds"] == {
         "colour": {"samples": 4, "score": 3 / 4, "chance": 3 / 4, "blind": 1 / 4},

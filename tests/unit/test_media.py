@@ -7,6 +7,7 @@ import resource
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -23,9 +24,12 @@ from omnikit.media import (
     MediaError,
     MediaLimits,
     audio_length,
+    decoded,
     expected_samples,
     image_size,
     is_image,
+    limited,
+    limits,
     load_audio,
     load_image,
     open_video,
@@ -335,7 +339,7 @@ def test_picture_bombs_are_refused_unopened(side):
 def test_limits_say_what_they_are(tmp_path):
     picture, sound = saved(Image.fromarray(NOISE), "PNG"), Medium(str(tone(tmp_path / "a.flac")))
     film = encoded(tmp_path / "a.mp4", wave(2, 48000), video=True)
-    for read, medium, limits, message in (
+    for read, medium, within, message in (
         (load_image, picture, {"pixels": 599}, "has 30 x 20 pixels, over the limit of 599; scale it down"),
         (load_image, picture, {"image_bytes": 99}, "bytes, over the limit of 99; make it smaller"),
         (audio_length, sound, {"stream_bytes": 99}, "bytes, over the limit of 99; make it smaller"),
@@ -344,18 +348,68 @@ def test_limits_say_what_they_are(tmp_path):
         (header_of, film, {"pixels": 1023}, "has frames of 32 x 32 pixels, over the limit of 1,023"),
         (header_of, film, {"video_seconds": 1.9}, "lasts 2 s, over the limit of 2 s; cut the file into parts"),
     ):
-        with pytest.raises(MediaError, match=message):
-            read(medium, limits=MediaLimits(**limits))
-        enough = {name: value + (10**6 if "bytes" in name else 1) for name, value in limits.items()}
-        read(medium, limits=MediaLimits(**enough))
+        with pytest.raises(MediaError, match=message), limited(MediaLimits(**within)):
+            read(medium)
+        enough = {name: value + (10**6 if "bytes" in name else 1) for name, value in within.items()}
+        with limited(MediaLimits(**enough)):
+            read(medium)
     stereo = Medium(str(tone(tmp_path / "b.wav", wave(channels=2))))
-    with pytest.raises(MediaError, match="has 2 channels, over the limit of 1; mix it down"):
-        audio_length(stereo, limits=MediaLimits(audio_channels=1))
+    with (
+        pytest.raises(MediaError, match="has 2 channels, over the limit of 1; mix it down"),
+        limited(MediaLimits(audio_channels=1)),
+    ):
+        audio_length(stereo)
 
 
-def header_of(medium, limits):
-    with open_video(medium, limits) as container:
-        return video_header(medium, container, limits)
+def header_of(medium):
+    with open_video(medium) as container:
+        return video_header(medium, container)
+
+
+def test_limits_hold_in_their_block_and_thread_only():
+    inner, seen = MediaLimits(pixels=7), []
+    with limited(inner):
+        other = threading.Thread(target=lambda: seen.append(limits()))
+        other.start()
+        other.join()
+        assert limits() is inner and seen == [MediaLimits()]
+    assert limits() == MediaLimits()
+
+
+def test_reading_ends_when_its_time_is_up(tmp_path):
+    sound, film = Medium(str(tone(tmp_path / "a.flac"))), encoded(tmp_path / "a.mp4", wave(2, 48000), video=True)
+
+    def frames():
+        with open_video(film) as container:
+            return list(decoded(film, container))
+
+    late = r"a\.\w+: takes longer to read than the limit of 1e-06 s; replace the file, or raise limits.read_seconds"
+    for read in (lambda: load_audio(sound, RATE), lambda: load_audio(film, RATE), frames):
+        assert len(read())
+        with pytest.raises(MediaError, match=late), limited(MediaLimits(read_seconds=1e-6)):
+            read()
+
+
+def test_a_film_that_grows_behind_its_header_is_stopped_there(tmp_path):
+    """Two films of H.264, the second larger, one after the other as MPEG-TS allows: the header tells of the first."""
+    raw = b""
+    for side in (32, 160):
+        with av.open(str(tmp_path / "a.ts"), "w") as container:
+            track = container.add_stream("libx264", rate=25)
+            track.width = track.height = side
+            for _ in range(5):
+                frame = av.VideoFrame.from_ndarray(np.zeros((side, side, 3), np.uint8), format="rgb24")
+                container.mux(track.encode(frame))
+            container.mux(track.encode())
+        raw += (tmp_path / "a.ts").read_bytes()
+
+    def widths(pixels):
+        with limited(MediaLimits(pixels=pixels)), open_video(Medium(raw)) as container:
+            return {frame.width for frame in decoded(Medium(raw), container)}
+
+    assert widths(160 * 160 + 160 * 64) == {32, 160}
+    with pytest.raises(MediaError):
+        widths(33 * 33)
 
 
 def test_of_a_long_silence_a_part_can_be_had(tmp_path):
@@ -484,7 +538,7 @@ def test_codecs_that_nobody_knows(tmp_path):
     with pytest.raises(MediaError, match="has no sound track that can be decoded"):
         audio_length(Medium(film.replace(b"A_OPUS", b"A_ZZZZ")))
     with pytest.raises(MediaError, match="has no picture track that can be decoded"):
-        header_of(Medium(film.replace(b"V_MPEG4", b"V_ZZZZ4")), MediaLimits())
+        header_of(Medium(film.replace(b"V_MPEG4", b"V_ZZZZ4")))
 
 
 def test_tracks_that_are_not_there(tmp_path):
@@ -494,7 +548,7 @@ def test_tracks_that_are_not_there(tmp_path):
         audio_length(Medium(str(silent)))
     sound = encoded(tmp_path / "a.m4a", wave(2, 48000))
     with pytest.raises(MediaError, match=r"a.m4a: has no picture track that can be decoded; give a film"):
-        header_of(sound, MediaLimits())
+        header_of(sound)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of broken TIFF

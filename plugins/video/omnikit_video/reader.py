@@ -10,8 +10,10 @@ from einops import rearrange
 
 from omnikit.media import (
     MediaError,
+    decoded,
     image_size,
     is_image,
+    late,
     load_image,
     open_video,
     resize,
@@ -72,7 +74,8 @@ def views(medium: "Medium", size: int, fps: float, max_tiles: int, num_views: in
         return _cut(image, size, clip.views)
     with open_video(medium) as container:
         clip = _survey_film(medium, container, size, fps, max_tiles)
-        times = clip.times(_frames_in(medium, clip, num_views))
+        shift = late(container, container.streams.video[0])
+        times = [time - shift for time in clip.times(_frames_in(medium, clip, num_views))]
         pixels = np.empty((len(times), clip.views, size, size, 3), np.uint8)
         frames = _by_decord(medium, container, times) if decoder == "decord" else None
         for i, frame in enumerate(frames or _by_pyav(medium, container, times)):
@@ -118,17 +121,20 @@ def _cut(frame: np.ndarray, size: int, num_views: int) -> np.ndarray:
 
 
 def _by_pyav(medium: "Medium", container: "InputContainer", times: Sequence[float]) -> Iterator[np.ndarray]:
-    """The frame shown at each of these rising times; the last one again where the header promised a little more."""
+    """The frame shown at each of these rising times, from the first frame on; before that, the first one.
+
+    The last one is shown again where the header promised a little more.
+    """
     track = container.streams.video[0]
     tick, origin = float(track.time_base), track.start_time or 0
-    coming = _decoded(container, track)
+    coming = decoded(medium, container)
     shown: VideoFrame | None = None  # the last frame not later than the time asked for
     after: VideoFrame | None = None  # the first one later
     ended = False
     for time in times:
         target = origin + floor((time + GRACE) / tick)
         if not ended and _worth_seeking(track, origin if after is None else after.pts, target):
-            coming, after = _seek(container, track, target)
+            coming, after = _seek(medium, container, track, target)
             shown, ended = None, after is None
         while not ended and (after is None or after.pts <= target):
             shown, after = after, next(coming, None)
@@ -142,10 +148,6 @@ def _by_pyav(medium: "Medium", container: "InputContainer", times: Sequence[floa
         yield np.rot90(frame.to_ndarray(format="rgb24", threads=1), turned)
 
 
-def _decoded(container: "InputContainer", track: "VideoStream") -> "Iterator[VideoFrame]":
-    return (frame for frame in container.decode(track) if frame.pts is not None)
-
-
 def _worth_seeking(track: "VideoStream", position: int, target: int) -> bool:
     """Whether a key frame lies between: as the index says, or where that does not reach so far, by distance."""
     index = track.index_entries
@@ -156,7 +158,7 @@ def _worth_seeking(track: "VideoStream", position: int, target: int) -> bool:
 
 
 def _seek(
-    container: "InputContainer", track: "VideoStream", target: int
+    medium: "Medium", container: "InputContainer", track: "VideoStream", target: int
 ) -> "tuple[Iterator[VideoFrame], VideoFrame | None]":
     """The frames from a key frame that is shown no later than the target; the first of them apart."""
     second = round(1 / float(track.time_base))
@@ -164,7 +166,7 @@ def _seek(
     earliest, back = (track.start_time or 0) - second, 0
     while True:
         container.seek(max(target - back, earliest), stream=track)
-        coming = _decoded(container, track)
+        coming = decoded(medium, container)
         first = next(coming, None)
         # Containers seek by decoding time, so what is found may be shown after the target: then from further back.
         if target - back <= earliest or (first is not None and first.pts <= target):
@@ -193,21 +195,23 @@ def _by_decord(medium: "Medium", container: "InputContainer", times: Sequence[fl
     source = BytesIO(medium.source) if isinstance(medium.source, bytes) else medium.source
     try:
         film = decord.VideoReader(source, num_threads=1)
-    except (decord.DECORDError, RuntimeError, AssertionError):
+        shown = film.get_frame_timestamp(range(len(film)))  # (frames, 2): from and to, in s after the first frame
+    except (decord.DECORDError, RuntimeError, AssertionError, IndexError):  # IndexError: it counts frames it has not
         return None
-    return _decord_frames(medium, film, times)
+    return _decord_frames(medium, film, shown, times)
 
 
 def _is_turned(medium: "Medium") -> bool:
     with open_video(medium) as container:
-        frame = next(_decoded(container, container.streams.video[0]), None)
+        frame = next(decoded(medium, container), None)
     return frame is not None and frame.rotation != 0
 
 
-def _decord_frames(medium: "Medium", film: "VideoReader", times: Sequence[float]) -> Iterator[np.ndarray]:
+def _decord_frames(
+    medium: "Medium", film: "VideoReader", shown: np.ndarray, times: Sequence[float]
+) -> Iterator[np.ndarray]:
     import decord
 
-    shown = film.get_frame_timestamp(range(len(film)))  # (frames, 2): from and to, in s after the first frame
     for time in times:
         index = int(np.searchsorted(shown[:, 0], np.float32(time + GRACE), side="right")) - 1
         _check_end(medium, time, float(shown[-1, 1]))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from omnikit_video import FramesConfig, VideoConvConfig, omnikit_components, reader
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from omnikit.builtin.projector_configs import PoolMlp
 from omnikit.component import Medium, Pixels, count
@@ -142,8 +143,8 @@ def test_seeking_gives_the_frames_of_decoding_through(
 
 
 def test_a_long_film_is_not_decoded_through(films: dict[str, Medium], monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded, original = [], reader._decoded
-    monkeypatch.setattr(reader, "_decoded", lambda *args: (decoded.append(1) or frame for frame in original(*args)))
+    decoded, original = [], reader.decoded
+    monkeypatch.setattr(reader, "decoded", lambda *args: (decoded.append(1) or frame for frame in original(*args)))
     read(films["h264.mp4"], fps=25, frames=2)  # in its middle quarters: frames 12 and 37 of key frames 10 and 30
     assert len(decoded) <= 14
 
@@ -182,6 +183,50 @@ def test_bytes_are_read_like_a_file(films: dict[str, Medium]) -> None:
 def test_one_frame_and_less_than_a_period(tmp_path: Path) -> None:
     assert numbers(read(film(tmp_path / "one.mp4", frames=1))) == [0]
     assert numbers(read(film(tmp_path / "few.mp4", frames=7), fps=0.1)) == [0]
+
+
+def test_one_frame_a_second_and_48_at_most(tmp_path: Path) -> None:
+    each_second = [1000 * index for index in range(51)]
+    long = film(tmp_path / "long.mkv", frames=51, milliseconds=each_second)
+    grids = FramesConfig().grids(long, PIXELS)
+    assert grids[:3] == [(48, 4, 4), (36, 4, 4), (27, 4, 4)] and grids[-1] == (1, 4, 4)
+    found = numbers(read(long))
+    assert len(found) == 48 and found[0] == 0 and found[-1] == 50
+    assert set(np.diff(found)) == {1, 2} and np.diff(found).tolist().count(2) == 3, "the three left out lie apart"
+    short = film(tmp_path / "short.mkv", frames=20, milliseconds=each_second[:20])
+    assert numbers(read(short)) == list(range(20))
+    assert numbers(read(short, frames=6)) == [1, 5, 8, 11, 15, 18]
+
+
+def test_what_shows_nothing_is_a_value_error(tmp_path: Path) -> None:
+    for name in ("sound.m4a", "no frames.mkv"):
+        with av.open(str(tmp_path / name), "w") as container:
+            if name == "no frames.mkv":
+                picture = container.add_stream("mpeg4", rate=FPS)
+                picture.width = picture.height = 32
+                picture.pix_fmt = "yuv420p"
+            track = container.add_stream("aac", rate=48000, layout="mono")
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 48000), np.float32), format="fltp", layout="mono")
+            frame.sample_rate = 48000
+            container.mux(track.encode(frame))
+            container.mux(track.encode())
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    for name, said in {
+        "sound.m4a": "has no picture track that can be decoded; give a film",
+        "no frames.mkv": "holds no frame that can be decoded; replace the file",
+        "empty.mp4": r"is empty \(0 bytes\); replace the file",
+    }.items():
+        for decoder in ("pyav", "decord"):
+            with pytest.raises(ValueError, match=f"{name}: ({said})"):
+                read(Medium(str(tmp_path / name)), decoder=decoder)
+
+
+def test_specimens_are_films_that_are_read(tmp_path: Path) -> None:
+    media = FramesConfig().specimens(tmp_path, PIXELS)
+    for medium in media:
+        assert np.isfinite(read(medium)).all()
+    counts = [FramesConfig().grids(medium, PIXELS)[0][0] for medium in media]
+    assert counts[:4] == [3 * 3, 2 * 3, 4 * 3, 3] and len(media) >= 8
 
 
 def test_animated_gif_is_a_film(tmp_path: Path) -> None:
@@ -298,21 +343,29 @@ def test_a_list_of_films_disguised_as_a_film_opens_none(films: dict[str, Medium]
 # ----------------------------------------------------------------------------------------------------------- projector
 
 
-def test_video_conv_starts_as_pool_mlp() -> None:
+@pytest.mark.parametrize("newline", [True, False])
+@pytest.mark.parametrize(("pool", "own"), [("mean", {"conv.weight", "conv.bias"}), ("conv", set())])
+def test_with_the_tensors_of_pool_mlp_it_computes_the_same(newline: bool, pool: str, own: set[str]) -> None:
     grids = [(2, 5, 4), (1, 2, 7), (3, 5, 4)]
     features = torch.randn(sum(map(count, grids)), 6, generator=torch.Generator().manual_seed(0))
-    for newline in (True, False):
-        pooled, conv = (config(newline=newline).build(6, 10) for config in (PoolMlp, VideoConvConfig))
-        with torch.no_grad():  # away from its start, so that nothing agrees by chance
-            for parameter in pooled.parameters():
-                parameter.normal_()
-        own = set(conv.state_dict()) - set(pooled.state_dict())
-        assert own == {"conv.weight", "conv.bias"} and set(pooled.state_dict()) <= set(conv.state_dict())
-        conv.load_state_dict(pooled.state_dict(), strict=False)
-        torch.testing.assert_close(conv(features, grids), pooled(features, grids), rtol=1e-5, atol=1e-5)
-        assert [VideoConvConfig(newline=newline).shrink(g) for g in grids] == [
-            PoolMlp(newline=newline).shrink(g) for g in grids
-        ]
+    pool_mlp = PoolMlp(pool=pool, newline=newline)
+    pooled, conv = pool_mlp.build(6, 10), VideoConvConfig(newline=newline).build(6, 10)
+    with torch.no_grad():  # away from its start, so that nothing agrees by chance
+        for parameter in pooled.parameters():
+            parameter.normal_()
+    given = pooled.state_dict()
+    assert set(conv.state_dict()) - set(given) == own
+    assert all(conv.state_dict()[name].shape == tensor.shape for name, tensor in given.items())
+    conv.load_state_dict(given, strict=False)
+    torch.testing.assert_close(conv(features, grids), pooled(features, grids), rtol=1e-5, atol=1e-5)
+    assert [VideoConvConfig(newline=newline).shrink(g) for g in grids] == [pool_mlp.shrink(g) for g in grids]
+
+
+def test_cost_of_video_conv_is_what_torch_counts() -> None:
+    for grid in [(1, 27, 27), (48, 5, 4), (3, 2, 9)]:
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            VideoConvConfig().build(6, 10)(torch.empty(count(grid), 6), [grid])
+        assert VideoConvConfig().cost(grid, 6, 10) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_video_conv_convolves_each_view_by_itself() -> None:
@@ -327,15 +380,19 @@ def test_video_conv_convolves_each_view_by_itself() -> None:
         views = item.view(*grid, 6)
         alone = torch.cat([module(view.flatten(0, 1), [(1, *grid[1:])]) for view in views])
         torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
-        corner = torch.einsum("yxd,odyx->o", views[0, :2, :2], module.conv.weight) + module.conv.bias
-        expected = module.linear_2(torch.nn.functional.gelu(module.linear_1(corner)))
-        torch.testing.assert_close(together[0], expected, rtol=1e-5, atol=1e-4)
+        weight = module.conv.weight.view(6, 2, 2, 6).permute(0, 3, 1, 2)
+        convolved = torch.nn.functional.conv2d(views.permute(0, 3, 1, 2), weight, module.conv.bias, stride=2)
+        expected = module.linear_2(torch.nn.functional.gelu(module.linear_1(convolved.permute(0, 2, 3, 1))))
+        rows = together.view(grid[0], grid[1] // 2, grid[2] // 2 + 1, 10)
+        torch.testing.assert_close(rows[:, :, :-1], expected, rtol=1e-5, atol=1e-4)
     assert torch.equal(tokens[0][2], module.newline)
 
 
-def test_every_parameter_of_video_conv_gets_a_gradient_under_autocast() -> None:
-    module, features = VideoConvConfig().build(6, 10), torch.randn(40, 6)
-    with torch.autocast("cpu", torch.bfloat16):
+@pytest.mark.parametrize("autocast", [True, False])
+def test_every_parameter_of_video_conv_gets_a_gradient_in_bfloat16(autocast: bool) -> None:
+    dtype = torch.float32 if autocast else torch.bfloat16
+    module, features = VideoConvConfig().build(6, 10).to(dtype), torch.randn(40, 6, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         tokens = module(features, [(2, 5, 4)])
     assert tokens.dtype == torch.bfloat16
     tokens.float().square().sum().backward()
