@@ -3,8 +3,8 @@
     make real        (lays the weights down and makes the speech; then this: trains recipes/smol_omni.yaml)
 
 Its report sets the trained run beside two references on the same held-out speech: the same model before training,
-and Whisper with its own decoder. Word error rates of all three are over words as Whisper's normaliser leaves them
-(case, punctuation and spelled numbers aside).
+and Whisper with its own decoder. The word error rates of the two are over words as Whisper's normaliser leaves them
+(case, punctuation and spelled numbers aside), which can only help them; the run's own is over words as they stand.
 """
 
 import json

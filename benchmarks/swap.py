@@ -66,7 +66,7 @@ def recipe_of(task: Task, steps: dict[str, int]) -> Recipe:
     sets += [
         f"heldout.{name}=null" for name in everything.heldout if name != {"audio": "speech"}.get(task.modality, "image")
     ]
-    sets += [f"run.seed={task.seed}", "run.save=100000"]
+    sets += [f"run.seed={task.seed}", "run.save=100000", "run.workers=0"]
     if task.projector:
         sets.append(f"modalities.{task.modality}.projector={task.projector}")
         last = stages[-1]

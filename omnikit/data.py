@@ -8,6 +8,7 @@ offset), whatever reads it, and resuming plans one window.
 
 import functools
 import itertools
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -89,9 +90,13 @@ class StageData:
             self.seed,
         )
 
-    def plan(self, window: int) -> list[Pack]:
-        """The packs of a window, in the order they are used."""
-        layouts = [self._layout(position) for position in range(window * WINDOW, (window + 1) * WINDOW)]
+    def plan(self, window: int, unwanted: Callable[[], bool] = lambda: False) -> list[Pack]:
+        """The packs of a window, in the order they are used; none once it is unwanted."""
+        layouts = []
+        for position in range(window * WINDOW, (window + 1) * WINDOW):
+            if unwanted():
+                return []
+            layouts.append(self._layout(position))
         packs = pack([len(layout.ids) for layout in layouts], self.stage.batch.length)
         # Packing puts long samples first; steps should not.
         order = np.random.default_rng([self.seed, window]).permutation(len(packs))
@@ -121,18 +126,20 @@ class StageData:
         """
         window, offset = start
         planner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="plan")
+        closed = threading.Event()
         try:
             packs = self.plan(window)
             while True:
                 coming = None
                 for number in range(offset, len(packs)):
                     if coming is None and number >= len(packs) // 2:
-                        coming = planner.submit(self.plan, window + 1)
+                        coming = planner.submit(self.plan, window + 1, closed.is_set)
                     last = number == len(packs) - 1
                     yield packs[number], Position(window + 1, 0) if last else Position(window, number + 1)
                 window, offset = window + 1, 0
                 packs = self.plan(window) if coming is None else coming.result()
         finally:
+            closed.set()  # or the end of the run would wait for a window that nobody needs
             planner.shutdown(wait=False, cancel_futures=True)
 
     def steps(self, start: Position) -> Iterator[Step]:

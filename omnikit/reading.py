@@ -1,11 +1,12 @@
-"""Where media are surveyed and read: in worker processes, so that a decoder that crashes takes no run with it.
+"""Where media are surveyed and read: in worker processes, so that a decoder that crashes takes only itself with it.
 
 A worker does one thing at a time for the one thread that has borrowed it. If it dies or does not answer in time, that
 one medium is a `MediaError` and another worker takes its place: nothing else is lost. (grain and torch's DataLoader
 end the whole run when a worker dies, `concurrent.futures` fails everything that is pending.) Workers are forked by
 multiprocessing's server, which has imported the readers once; all of a process share them, and they end with it.
 
-What a worker says is JSON and plain numbers, never a pickle: whoever takes over a decoder gets no further.
+What a worker says is JSON and plain numbers, never a pickle: whoever takes over a decoder cannot have the run unpickle
+anything. It is no sandbox, though: a worker may do what the run's user may.
 """
 
 import json
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 GRACE = 1.0
-"""Seconds that a worker may be late with its own "takes too long" before it is killed."""
+"""Seconds that a worker may be late with its own "takes too long" before it is killed, and that its end may take."""
 START = 120.0
 """Seconds that a new worker may take to say that it is there: its server imports the readers first."""
 
@@ -78,7 +79,8 @@ def _called(limits: MediaLimits, reader: ReaderConfig, method: str, medium: Medi
     """What the reader says. Whatever it raises is a MediaError of one line that names the medium."""
     try:
         with limited(limits):
-            return getattr(reader, method)(medium, *rest)
+            found = getattr(reader, method)(medium, *rest)
+        return _plain(found, reader, method, medium)
     except KeyboardInterrupt:
         raise
     except MemoryError as error:
@@ -92,6 +94,21 @@ def _called(limits: MediaLimits, reader: ReaderConfig, method: str, medium: Medi
         told += "; replace the file, or mend the reader"
         cause = error
     raise _media_error(told) from cause
+
+
+def _plain(found: Any, reader: ReaderConfig, method: str, medium: Medium) -> list[Grid] | Item:  # noqa: ANN401
+    """The grids or the Item that the reader gave, in plain numbers, which is what workers can say."""
+    import numpy as np
+
+    with suppress(TypeError, ValueError):
+        if method == "grids" and (grids := [_grid(one) for one in found]):
+            return grids
+        if method == "read":
+            value, grid = found
+            if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+                return Item(np.ascontiguousarray(value), _grid(grid))
+    wanted = "grids (t, h, w)" if method == "grids" else "array of numbers and its grid"
+    raise MediaError(f"{medium}: the reader {type(reader).type} gave no {wanted}; mend the reader")
 
 
 def _media_error(told: str) -> MediaError:
@@ -125,6 +142,7 @@ class _Worker:
         except (EOFError, OSError) as error:
             if self.process.pid is not None:
                 self.process.kill()
+            self.line.close()
             raise ValueError(
                 "run.workers: no worker can be started to read media (the output above may say why); "
                 "try run.workers: 0, which reads in the run's own process"
@@ -137,7 +155,7 @@ class _Worker:
         """
         try:
             request = pickle.dumps((limits, reader, method, medium, *rest))
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
+        except Exception as error:  # whatever the reader's own pickling raises
             raise ValueError(f"reader {type(reader).type}: cannot travel to a worker ({_reason(error)})") from error
         try:
             self.line.send_bytes(request)
@@ -170,7 +188,7 @@ class _Worker:
         with _changing:  # join and start of processes must not meet
             self.process.join(patience)
             self.process.kill()
-            self.process.join()
+            self.process.join(GRACE)  # not for ever: a file on a dead network disk holds even who is killed
             self.line.close()
 
 
@@ -263,10 +281,7 @@ def _answer(
         return {"error": str(error)}, None
     if method == "grids":
         return {"value": found}, None
-    value, grid = found
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
-        return {"error": f"{medium}: the reader {type(reader).type} gave no array of numbers; mend the reader"}, None
-    array = np.ascontiguousarray(value)
+    array, grid = found
     return {"shape": array.shape, "dtype": array.dtype.str, "grid": grid}, array.reshape(-1).view(np.uint8).data
 
 
@@ -279,4 +294,5 @@ def _cap_memory(most: int) -> None:
     with open("/proc/self/statm", encoding="ascii") as file:
         used = int(file.read().split()[5]) * resource.getpagesize()
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    resource.setrlimit(resource.RLIMIT_DATA, (used + most, hard))
+    wanted = used + most if hard == resource.RLIM_INFINITY else min(used + most, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))

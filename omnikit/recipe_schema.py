@@ -246,9 +246,9 @@ class Limits(MediaLimits, Strict):
 class Run(Strict):
     """What concerns the whole run: `save` and `log` count steps, `keep` checkpoints.
 
-    `workers` are the processes in which media are opened, so that a decoder that crashes takes no run with it; with 0
-    the run does it itself. `recompute` saves memory: the activations of every block are computed again in the backward
-    pass.
+    `workers` are the processes in which media are opened, so that a decoder that crashes takes only itself with it;
+    with 0 the run does it itself. `recompute` saves memory: the activations of every block are computed again in the
+    backward pass.
     """
 
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -4,9 +4,10 @@ Letters: B rows of T positions, H width, A attention heads, D head width.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +21,8 @@ from omnikit.builtin.attention import Buckets, Runs, attend, buckets, kernel_for
 from omnikit.builtin.backbone_geometry import architecture, refusing
 
 ATTENTION = "omnikit_documents"
+BEYOND = ("attention_mask", "softcap", "s_aux", "position_bias", "indices", "block_indices")
+"""What models may ask of their attention besides causality and a window."""
 NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 """Padding is what `segments` says it is, and no id: torch gives the embedding of a padding id no gradient, and folders
 often name their stop token there. What begins and ends a text is in `chat`."""
@@ -35,22 +38,28 @@ def _attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    docs: Buckets | Runs | None = None,
+    docs: Buckets | Runs | Literal["cached"] | None = None,
     **kwargs: Any,  # noqa: ANN401  (transformers passes what a model's layers know)
 ) -> tuple[Float[Tensor, "B T A D"], None]:
-    """transformers' attention interface. Without `docs` (generation with a cache) it is transformers' own sdpa."""
-    if docs is None:
+    """transformers' attention interface. In generation with a cache it is transformers' own sdpa."""
+    if docs is None:  # lost on the way: one document would see another
+        raise ValueError(
+            f"backbone.config: {type(module).__name__} is not told where documents begin and end; take a model such as "
+            "llama, mistral, phi3, qwen2, qwen3 or olmo2, whose layers hand on what they are told"
+        )
+    if docs == "cached":
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return output, None
-    _check_full(docs, kwargs)
+    _check_full(docs, {"attention_mask": attention_mask, **kwargs})
     return attend(query, key, value, docs, scaling, dropout), None
 
 
 def _check_full(docs: Buckets | Runs, asked: dict[str, Any]) -> None:
     """Refuse what a layer asks of its attention beyond causality and is not done here."""
-    refused = [name for name in ("softcap", "s_aux") if asked.get(name) is not None]
+    refused = [name for name in BEYOND if asked.get(name) is not None]
+    refused += ["is_causal"] if asked.get("is_causal") is False else []
     refused += ["sliding_window"] if (asked.get("sliding_window") or docs.longest) < docs.longest else []
     if refused:
         raise ValueError(
@@ -106,6 +115,7 @@ class CausalLM(nn.Module):
         self.add_module(self.base_name, whole.base_model)
         self.lm_head = whole.get_output_embeddings()
         self.width: int = hf_config.hidden_size
+        self.reach = steady_reach(hf_config)
         self.hf_config = hf_config
 
     @property
@@ -126,9 +136,14 @@ class CausalLM(nn.Module):
         self, embeds: Float[Tensor, "B T H"], segments: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]
     ) -> Float[Tensor, "B T H"]:
         """Final hidden states; equal positive segments see each other, causally."""
-        return self.base(
-            inputs_embeds=embeds, position_ids=positions, use_cache=False, docs=self._documents(embeds, segments)
-        ).last_hidden_state
+        docs = self._documents(embeds, segments)
+        if docs.longest > self.reach:
+            raise ValueError(
+                "backbone.config: its rotary positions change, for all documents of a pack, with one of more positions "
+                f"than {self.reach}, and here is one of {docs.longest}; take another model, or a shorter batch.length"
+            )
+        places = positions.masked_fill(segments == 0, 0)  # nor may padding be what reaches so far
+        return self.base(inputs_embeds=embeds, position_ids=places, use_cache=False, docs=docs).last_hidden_state
 
     def _documents(self, embeds: Float[Tensor, "B T H"], segments: Int[Tensor, "B T"]) -> Buckets | Runs:
         device = embeds.device
@@ -155,7 +170,12 @@ class CausalLM(nn.Module):
         cache = DynamicCache(config=self.hf_config) if cache is None else cache
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
         out = self.base(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            docs="cached",
         )
         return out.last_hidden_state, cache
 
@@ -163,6 +183,22 @@ class CausalLM(nn.Module):
         """(name, name of the tensor it shares) pairs."""
         if self.lm_head.weight is self.base.get_input_embeddings().weight:
             yield "lm_head.weight", f"{self.base_name}.embed_tokens.weight"
+
+
+def steady_reach(config: PreTrainedConfig) -> float:
+    """Positions up to which a document's rotary positions are its own.
+
+    Those of type longrope and dynamic change with the largest position of a call: beyond this, with a neighbour's.
+    """
+    said = getattr(config, "rope_parameters", None) or {}
+    each = [said] if "rope_type" in said else [one for one in said.values() if isinstance(one, dict)]
+    bounds = {"longrope": "original_max_position_embeddings", "dynamic": "max_position_embeddings"}
+    found = [
+        rope.get(bounds[rope["rope_type"]]) or getattr(config, bounds[rope["rope_type"]])
+        for rope in each
+        if rope.get("rope_type") in bounds
+    ]
+    return min(found, default=math.inf)
 
 
 def head_width(config: PreTrainedConfig) -> int:

@@ -84,6 +84,13 @@ class HFCausalLM(BackboneConfig):
             raise ValueError("words: only the byte-level tokenizer takes them; remove words, or weights")
         if "vocab_size" not in self.config and (self.tokenizer_from or self.weights):
             raise ValueError("config: vocab_size is missing; state that of the weights")
+        if isinstance(stated := self.config.get("vocab_size"), int) and not (self.tokenizer_from or self.weights):
+            least = self.tokenizer().get_vocab_size()
+            if stated < least:
+                raise ValueError(
+                    f"config: vocab_size {stated} is less than the {least} tokens of the byte-level tokenizer; "
+                    "leave it out"
+                )
         return self
 
     def tokenizer(self) -> "Tokenizer":

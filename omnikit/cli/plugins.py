@@ -1,7 +1,9 @@
 """`omnikit plugins`: what is installed, whether it conforms, and the start of a new one."""
 
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,12 +95,15 @@ def check(
     broken = [plugin for plugin in registry.plugins if plugin.broken and (everything or _is_called(plugin, names))]
     chosen = _everything(registry) if everything else [one for name in names for one in _called(registry, name)]
     clashes = registry.clashes if everything else ()
+    if not chosen and not broken:
+        raise ValueError(f"omnikit plugins check: {' and '.join(names)} brings no component; its hook returns none")
 
     from omnikit.testing.certificates import certify
 
     certificates = []
     for owner, component in dict.fromkeys(chosen):
-        certificate = certify(component, [one for _, one in _everything(registry)])
+        with redirect_stdout(sys.stderr):  # what components print is no part of the certificate
+            certificate = certify(component, [one for _, one in _everything(registry)])
         certificates.append((owner, certificate))
         if not as_json:
             _print_certificate(owner, certificate)

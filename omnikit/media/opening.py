@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from omnikit.component import Medium
 
@@ -32,19 +32,22 @@ class MediaLimits(BaseModel):
     so ten minutes of a long recording can be asked for; 64 Mi samples are 256 MiB of float32, 11 minutes at 96 kHz.
     `read_seconds` are of the clock, for one look at a medium; `memory_bytes` is what reading may take beyond what the
     process has, enforced in workers on Linux.
+
+    The upper bounds are those of what enforces them: Pillow refuses more pixels whatever it is told, and timers and
+    resource limits overflow.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     image_bytes: PositiveInt = 256 * 2**20
     stream_bytes: PositiveInt = 8 * 2**30
-    pixels: PositiveInt = 50_000_000
+    pixels: int = Field(default=50_000_000, gt=0, le=178_956_970)
     audio_seconds: PositiveFloat = 600.0
     audio_samples: PositiveInt = 64 * 2**20
     audio_channels: PositiveInt = 64
     video_seconds: PositiveFloat = 4 * 3600.0
-    read_seconds: PositiveFloat = 120.0
-    memory_bytes: PositiveInt = 4 * 2**30
+    read_seconds: float = Field(default=120.0, gt=0, le=7 * 86_400)
+    memory_bytes: int = Field(default=4 * 2**30, gt=0, le=2**50)
 
 
 class _Allowance(NamedTuple):

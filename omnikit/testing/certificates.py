@@ -57,7 +57,7 @@ def certify(component: type[Component], installed: Sequence[type[Component]]) ->
             for number, (name, config, base) in enumerate(variants(component, Path(folder, "data"))):
                 found[name] = _results(config, base, installed, Path(folder, str(number)))
             results = (Result(MADE, True, "; ".join(name for name in found if name)), *_joined(found))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             results = (Result(MADE, False, str(error) if isinstance(error, Fault) else reason(error)),)
     names = tuple(name or "default" for name in found)
     return Certificate(str(component.kind), component.type, names, results, time.monotonic() - begin)

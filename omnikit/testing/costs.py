@@ -90,7 +90,7 @@ def _larger(trial: Trial) -> Iterator[tuple[str, Trial]]:
                     continue
                 with torch.no_grad():
                     larger.run(larger.build(), larger.inputs[-1:])
-            except Exception:  # it does not go with the others as they are
+            except (Exception, SystemExit):  # it does not go with the others as they are
                 continue
             yield name, larger
 

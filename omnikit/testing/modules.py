@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from omnikit.building import fill, parameters_on_meta, ties
 from omnikit.protocols import blocks
-from omnikit.testing.results import Fault
+from omnikit.testing.results import Fault, reason
 from omnikit.testing.trials import Trial, seeded
 
 __all__ = [
@@ -45,14 +45,6 @@ def gradients_of(trial: Trial, module: nn.Module, inputs: Any) -> dict[str, Tens
     return {name: parameter.grad for name, parameter in module.named_parameters()}
 
 
-def stirred(module: nn.Module) -> nn.Module:
-    """The module a little off its start, where a parameter may be zero and hide the gradients of others."""
-    with seeded(2), torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape))
-    return module
-
-
 def neighbours_do_not_matter(trial: Trial) -> str:
     """Several inputs in one call give what each gives alone."""
     module = trial.build()
@@ -83,7 +75,7 @@ def order_only_permutes(trial: Trial) -> str:
 
 def gradients_reach_every_parameter(trial: Trial) -> str:
     """Every parameter gets a gradient that is not zero everywhere."""
-    gradients = gradients_of(trial, stirred(trial.build()), trial.inputs)
+    gradients = gradients_of(trial, trial.build(), trial.inputs)
     if not gradients:
         return "has no parameters"
     without = [name for name, gradient in gradients.items() if gradient is None or not gradient.any()]
@@ -210,7 +202,15 @@ def _in_bf16(trial: Trial, change: Any, autocast: bool) -> str:  # noqa: ANN401
 
 
 def meta_built_is_the_same(trial: Trial) -> str:
-    """Built without memory for its parameters and then given them, it equals the one built as always, bitwise."""
+    """Built without memory for its parameters and then given them, it equals the one built as always, bitwise.
+
+    That is under `parameters_on_meta`. It can be built on the meta device altogether too, as `omnikit check` does.
+    """
+    try:
+        with torch.device("meta"):
+            trial.module()
+    except Exception as error:
+        raise Fault(f"cannot be built on the meta device ({reason(error)}); compute no values from tensors") from error
     module = trial.build()
     with parameters_on_meta():
         empty = trial.build()

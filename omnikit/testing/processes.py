@@ -140,10 +140,15 @@ def _helpers(role: str, number: int) -> list[Helper]:
             # Left where it is until the end: the group may meet there again.
             folder = tempfile.TemporaryDirectory(prefix="omnikit-ranks-")
             atexit.register(folder.cleanup)
-            for rank, helper in enumerate(found):
-                helper.send(join_group, rank, str(Path(folder.name, "meeting")))
-            for helper in found:
-                helper.receive(STARTING)
+            try:
+                for rank, helper in enumerate(found):
+                    helper.send(join_group, rank, str(Path(folder.name, "meeting")))
+                for helper in found:
+                    helper.receive(STARTING)
+            except Fault:  # what the others say of it would be taken for the answer to the next call
+                for helper in found:
+                    helper.close()
+                raise
     return found
 
 

@@ -35,7 +35,7 @@ def tried(checks: Sequence[Check[Subject]], make: Callable[[], Subject]) -> list
     """`run` of what `make` gives. What cannot even be made is the one result that there is."""
     try:
         subject = make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return [Result("can_be_tried", False, str(error) if isinstance(error, Fault) else reason(error))]
     return run(checks, subject)
 
@@ -46,7 +46,8 @@ def _result(check: Check[Subject], subject: Subject) -> Result:
         return Result(name, True, check(subject))
     except Fault as fault:
         return Result(name, False, str(fault))
-    except Exception as error:  # a component may raise anything, and the other checks are still worth having
+    # A component may raise anything, and the other checks are still worth having. Who leaves by sys.exit(0) would pass.
+    except (Exception, SystemExit) as error:
         return Result(name, False, reason(error))
 
 

@@ -1,5 +1,6 @@
 """Components with one fault each: the good ones of `omnikit plugins new`, with one thing changed for the worse."""
 
+import sys
 import threading
 from importlib import import_module
 from typing import ClassVar, Literal
@@ -47,6 +48,12 @@ class DoubleExample(Stacked):
     def example(self):
         item = super().example()
         return item._replace(value=item.value.astype(np.float64))
+
+
+class Leaving(Stacked):
+    def example(self):
+        print("nothing to see here")
+        sys.exit(0)
 
 
 class WithoutExample(Stacked):
@@ -188,6 +195,16 @@ class Misnamed(TwoViews):
         return {"picture": (1, 0, 3)}
 
 
+class LeavingReader(TwoViews):
+    def sizes(self, input):
+        sys.exit(0)
+
+
+class NumpyGrid(TwoViews):
+    def read(self, medium, input, grid):
+        return super().read(medium, input, grid)._replace(grid=tuple(np.array(grid)))
+
+
 class Decoding(TwoViews):
     def grids(self, medium, input):
         load_image(medium)
@@ -206,6 +223,14 @@ class Crashing(TwoViews):
             return super().grids(medium, input)
         except ValueError as error:
             raise KeyError(str(error)) from error
+
+
+class Nameless(TwoViews):
+    def grids(self, medium, input):
+        try:
+            return super().grids(medium, input)
+        except ValueError as error:
+            raise ValueError("the file is missing, empty or noise") from error
 
 
 class PinnedReader(Unpicklable, TwoViews):
@@ -243,6 +268,24 @@ class Cursor(list):
 class ReadsOn(GoodSourceConfig):
     def open(self):
         return Cursor(super().open())
+
+
+class OfOneThread(list):
+    """As a connection of sqlite3 is."""
+
+    def __init__(self, samples):
+        super().__init__(samples)
+        self.thread = threading.get_ident()
+
+    def __getitem__(self, index):
+        if threading.get_ident() != self.thread:
+            raise RuntimeError("made in another thread")
+        return super().__getitem__(index)
+
+
+class Threadbound(GoodSourceConfig):
+    def open(self):
+        return OfOneThread(super().open())
 
 
 class Vague(GoodSourceConfig):

@@ -57,6 +57,15 @@ class Centred(Stack):
         return found - found.mean()
 
 
+class CentredBehindZeros(Centred):
+    """As many begin: a last layer of zeros, of which nothing comes yet."""
+
+    def __init__(self, patch, width):
+        super().__init__(patch, width)
+        nn.init.zeros_(self.mix.weight)
+        nn.init.zeros_(self.mix.bias)
+
+
 class Sorted(Stack):
     def forward(self, items):
         return super().forward(sorted(items, key=lambda item: -len(item.value)))
@@ -103,6 +112,14 @@ class FromWeights(Stack):
 
     def patches(self, items):
         return super().patches(items) / self.norm.to(self.lift.weight.dtype)
+
+
+class Asks(Stack):
+    """As drop paths are laid out: numbers asked of a tensor."""
+
+    def __init__(self, patch, width):
+        super().__init__(patch, width)
+        self.gains = torch.linspace(1, 2, 3).tolist()
 
 
 class Drawn(Stack):

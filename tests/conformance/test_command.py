@@ -77,6 +77,22 @@ def test_a_failing_check_is_exit_code_1_and_a_reason(omnikit, installed):
     assert [check["check"] for check in report["components"][0]["checks"] if not check["passed"]] == ["holds_samples"]
 
 
+def test_who_leaves_or_prints_is_told_like_any_other(omnikit, installed):
+    """By sys.exit(0) a component would end the command as if all were well."""
+    installed(planted.Leaving)
+    code, out, err = omnikit("check", "given", "--json")
+    assert (code, err) == (1, ["nothing to see here"] * err.count("nothing to see here")) and err
+    (check,) = [check for check in json.loads(out)["components"][0]["checks"] if not check["passed"]]
+    assert check["detail"].startswith("SystemExit: 0")
+
+
+def test_no_component_is_no_certificate(omnikit, installed):
+    installed()
+    code, out, err = omnikit("check", "given")
+    assert (code, out) == (2, "")
+    assert err == ["omnikit plugins check: given brings no component; its hook returns none"]
+
+
 def test_a_broken_plugin_fails_when_it_is_meant(omnikit, installed):
     installed(GoodSourceConfig)
     code, out, _ = omnikit("check", "--all")

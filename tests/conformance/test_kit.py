@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from omnikit.building import fill, parameters_on_meta, ties
 from omnikit.component import ReaderConfig
 from omnikit.media import audio_length, image_size, load_audio, load_image, open_video, video_header
-from omnikit.testing import Fault, films, pictures, sounds
+from omnikit.testing import Fault, films, pictures, processes, sounds
 from omnikit.testing.certificates import certify, variants
 from omnikit.testing.costs import _on_cpu
 from omnikit.testing.processes import Helper
@@ -128,11 +128,19 @@ def test_what_a_helper_cannot_do_is_a_fault(function, argument, words):
     try:
         assert helper.call(int, "7") == 7
         with pytest.raises(Fault, match=words):
-            helper.call(function, argument, seconds=0.5)
+            helper.call(function, argument, seconds=0.5 if function is time.sleep else 60)
         assert helper.lives is (function is int), "who is silent is not asked again: the answer may come late"
     finally:
         helper.close()
     assert helper.process.returncode is not None
+
+
+def test_of_ranks_that_do_not_meet_none_is_asked_again(monkeypatch):
+    """What the second says of it would be taken for its answer to the next question."""
+    monkeypatch.setattr(processes, "join_group", int)
+    with pytest.raises(Fault, match="TypeError"):
+        processes._helpers("strangers", 2)
+    assert not any(helper.lives for helper in processes._started.pop("strangers"))
 
 
 def test_a_helper_imports_what_its_owner_can(tmp_path, monkeypatch):

@@ -94,6 +94,10 @@ class Bad(ReaderConfig):
             return Item(np.full(grid, torch.get_num_threads(), np.float32), grid)
         if source == "list":
             return Item([1.0], grid)
+        if source == "no item":
+            return None
+        if source == "numpy's numbers":
+            return Item(np.zeros(grid), tuple(np.array(grid)))
         if source == "objects":
             return Item(np.array([[[print]]]), grid)
         if source == "slow":
@@ -101,6 +105,15 @@ class Bad(ReaderConfig):
         if source == "strided":
             return Item(np.arange(8, dtype=np.int16).reshape(2, 4).T, grid)
         return Item(np.full(grid, os.getpid(), np.float64), grid)
+
+
+class Offering(Bad):
+    """Offers what its media are called."""
+
+    def grids(self, medium, input):
+        return {"nothing": [], "None": None, "a side": [(3, 3)], "numpy's numbers": [tuple(np.array(GRID))]}[
+            medium.source
+        ]
 
 
 class Crashing(ReaderConfig):

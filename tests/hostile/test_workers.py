@@ -154,10 +154,58 @@ def test_arrays_come_back_as_they_were():
     assert value.dtype == np.int16 and value.flags.writeable and value.flags.c_contiguous
 
 
-@pytest.mark.parametrize("source", ["list", "objects"])
-def test_only_arrays_of_numbers_leave_a_worker(source):
-    with pytest.raises(MediaError, match=f"{source}: the reader bad gave no array of numbers; mend the reader"):
-        read(source)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_only_plain_numbers_leave_a_reader(workers):
+    for source in ("list", "objects", "no item"):
+        line = f"{source}: the reader bad gave no array of numbers and its grid; mend the reader"
+        with pytest.raises(MediaError, match=line):
+            read(source, workers)
+    offers = bad_readers.Offering()
+    for source in ("nothing", "None", "a side"):
+        with pytest.raises(MediaError, match=rf"{source}: the reader bad gave no grids \(t, h, w\); mend the reader"):
+            Reading(LIMITS, workers).grids(offers, Medium(source), INPUT)
+    grids = Reading(LIMITS, workers).grids(offers, Medium("numpy's numbers"), INPUT)
+    item = Reading(LIMITS, workers).read(Bad(), Medium("numpy's numbers"), INPUT, GRID)
+    assert grids == [item.grid] == [GRID] and {type(n) for n in item.grid} == {int}
+
+
+def test_nobody_waits_for_ever_for_a_worker_that_cannot_even_be_killed():
+    """As one whose file is on a dead network disk: the kernel holds it."""
+    patience = []
+
+    class Held:
+        def __init__(self, process):
+            self.process = process
+
+        def __getattr__(self, name):
+            return getattr(self.process, name)
+
+        def kill(self):
+            pass
+
+        def join(self, timeout=None):
+            patience.append(timeout)
+
+    first = pid_of(read("good"))
+    reading._idle[0].process = Held(reading._idle[0].process)
+    with pytest.raises(MediaError, match="takes longer to read than the limit"):
+        read("spin", limits=SHORT)
+    assert patience and None not in patience
+    gone(first)
+
+
+def test_limits_that_nothing_can_enforce_are_refused():
+    most = {"pixels": 178_956_970, "read_seconds": 7 * 86400, "memory_bytes": 2**50}
+    assert read("good", limits=MediaLimits(**most)).shape == GRID
+    for name, value in most.items():
+        with pytest.raises(ValueError, match=f"{name}\n.*less than or equal to"):
+            MediaLimits(**{name: value + 1})
+
+
+def test_a_limit_of_the_machines_own_is_kept():
+    body = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (3 * 2**30,) * 2); print(read('good').size)"
+    out, err = program(body).communicate(timeout=300)
+    assert out == "1\n", err
 
 
 def test_a_reader_that_cannot_travel_says_so():
@@ -233,6 +281,8 @@ def gone(*pids, within=60.0):
     while left and time.monotonic() < until:
         left = {pid for pid in left if runs(pid)}
         time.sleep(0.02)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
     assert not left, f"still there: {left}"
 
 
@@ -243,13 +293,16 @@ def runs(pid):
 
 
 BUSY = """
-read("good")
+while len(reading._idle) < 2:
+    both = [threading.Thread(target=read, args=("slow",)) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
 threading.Thread(target=read, args=("{hang}",), daemon=True).start()
 while not reading._busy:
     time.sleep(0.01)
 time.sleep(0.2)
-threading.Thread(target=read, args=("good",)).start()
-time.sleep(0.5)
 print(*pids(), flush=True)
 time.sleep(60)
 """
@@ -257,12 +310,12 @@ time.sleep(60)
 
 @pytest.mark.parametrize("hang", ["spin", "sleep with the lock"])
 def test_when_the_run_is_killed_its_workers_go_even_one_that_hangs(hang):
-    run = program(BUSY.format(hang=hang), seconds=2)
+    run = program(BUSY.format(hang=hang), seconds=3)
     pids = [int(pid) for pid in run.stdout.readline().split()]
     assert len(pids) == 3 and all(map(runs, pids))
     run.kill()
-    run.communicate()
-    gone(*pids)
+    run.wait()  # not communicate: a worker that stays would hold the other end
+    gone(*pids, within=30)
 
 
 def test_ctrl_c_is_the_runs_own_business():
@@ -365,6 +418,32 @@ def test_a_crash_of_a_decoder_stops_a_run_with_a_line_that_names_the_sample(
     assert lines and not (tmp_path / "run").exists()
     for line in lines:
         assert line.startswith("sample i") and ".png: the decoder died of it (SIGABRT); replace the file" in line, line
+
+
+def test_a_window_that_nobody_needs_any_more_is_planned_no_further(recipe_of, parts, small_windows, monkeypatch):
+    from omnikit import data
+
+    recipe = recipe_with(recipe_of, parts, workers=0)
+    stage = data.StageData(recipe, "one", data.layouter_of(recipe))
+    ahead, closed, original = [], threading.Event(), stage._layout
+
+    def layout(position):
+        if position >= data.WINDOW:
+            ahead.append(position)
+            assert closed.wait(60)
+        return original(position)
+
+    monkeypatch.setattr(stage, "_layout", layout)
+    packs = stage.packs(data.Position())
+    until = time.monotonic() + 60
+    while not ahead and time.monotonic() < until:
+        next(packs)
+        time.sleep(0.02)
+    packs.close()
+    closed.set()
+    while any(thread.name.startswith("plan") for thread in threading.enumerate()) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert ahead == [data.WINDOW]
 
 
 def test_batches_are_the_same_for_any_number_of_workers(recipe_of, parts, small_windows):

@@ -175,8 +175,16 @@ def test_rows_that_are_all_padding_are_finite_forwards_and_backwards():
     assert logits.isfinite().all()
     next_token_loss(logits[1, :6], text).backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-    nothing = logits_of(model, ids, torch.zeros_like(segments))
-    assert nothing.isfinite().all()
+
+
+def test_of_padding_alone_every_parameter_has_a_gradient_of_zero():
+    """A rank that has nothing else meets the others over the same parameters."""
+    model, segments = built(), torch.zeros(2, 12, dtype=torch.long)
+    logits = logits_of(model, segments, segments)
+    assert logits.isfinite().all()
+    logits[segments > 0].sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(gradient is not None and not gradient.any() for gradient in gradients.values()), gradients
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
@@ -293,6 +301,57 @@ def test_attention_beyond_causality_is_refused_where_it_would_matter():
         alone(model, ids_of(9, 1))
     with pytest.raises(ValueError, match="its attention has softcap"):
         alone(built("gemma2", head_dim=8, final_logit_softcapping=None), ids_of(9, 1))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [
+        # its layers hand nothing on to their attention, which would see the whole row
+        ("nemotron", "NemotronAttention is not told where documents begin and end; take a model such as"),
+        # it computes which keys each position sees, for every layer anew
+        ("doge", "its attention has attention_mask, which packed training does not do"),
+    ],
+)
+def test_attention_that_would_not_follow_the_documents_is_refused(model_type, said):
+    model = built(model_type)
+    with pytest.raises(ValueError, match=rf"^backbone\.config: {said}"):
+        logits_of(model, *row_of([ids_of(9, 1), ids_of(12, 2)], 24))
+
+
+@pytest.mark.parametrize(
+    "asked", [{"position_bias": torch.zeros(1)}, {"indices": torch.zeros(1)}, {"is_causal": False}]
+)
+def test_what_else_is_asked_of_an_attention_is_refused_by_its_name(asked):
+    model, [name] = built(), asked
+    model.blocks[0].self_attn.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, kwargs | asked), with_kwargs=True
+    )
+    with pytest.raises(ValueError, match=rf"^backbone\.config: its attention has {name}, "):
+        alone(model, ids_of(9, 1))
+
+
+LONGROPE = {
+    "max_position_embeddings": 64,
+    "original_max_position_embeddings": 16,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+    },
+}
+DYNAMIC = {"max_position_embeddings": 16, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}
+
+
+@pytest.mark.parametrize(("model_type", "changes"), [("phi3", LONGROPE), ("llama", DYNAMIC)])
+@torch.no_grad()
+def test_rotary_positions_that_follow_the_longest_document_never_follow_padding_or_a_neighbour(model_type, changes):
+    model, text = built(model_type, **changes), ids_of(10, 1)
+    ids, segments = row_of([text, 30], 40)
+    torch.testing.assert_close(logits_of(model, ids, segments)[0, :10], alone(model, text), rtol=0, atol=1e-6)
+    assert alone(model, ids_of(16, 2)).isfinite().all()
+    with pytest.raises(ValueError, match=r"^backbone\.config: its rotary positions .* than 16, .* one of 17; take"):
+        logits_of(model, *row_of([text, ids_of(17, 2)], 40))
 
 
 def test_tied_and_untied():

@@ -258,6 +258,15 @@ def test_what_cannot_be_read_must_be_stated(tmp_path, fields, said):
         HFCausalLM.model_validate({key: str(tmp_path) if value == "." else value for key, value in fields.items()})
 
 
+def test_a_vocabulary_smaller_than_the_byte_level_tokenizers_is_refused():
+    least = HFCausalLM(config={"model_type": "llama"}, chat=CHAT, words=("red",)).tokenizer().get_vocab_size()
+    HFCausalLM(config={"model_type": "llama", "vocab_size": least}, chat=CHAT, words=("red",))
+    with pytest.raises(
+        ValueError, match=rf"config: vocab_size {least - 1} is less than the {least} tokens of the byte"
+    ):
+        HFCausalLM(config={"model_type": "llama", "vocab_size": least - 1}, chat=CHAT, words=("red",))
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"hidden_size": 8}'])
 def test_a_broken_config_json_is_one_line(tmp_path, text):
     (tmp_path / "config.json").write_text(text)

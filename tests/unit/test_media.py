@@ -384,7 +384,8 @@ def test_reading_ends_when_its_time_is_up(tmp_path):
             return list(decoded(film, container))
 
     late = r"a\.\w+: takes longer to read than the limit of 1e-06 s; replace the file, or raise limits.read_seconds"
-    for read in (lambda: load_audio(sound, RATE), lambda: load_audio(film, RATE), frames):
+    live = encoded(tmp_path / "a.webm", wave(1, 48000), codec="libopus", options={"live": "1"})  # it is walked
+    for read in (lambda: load_audio(sound, RATE), lambda: load_audio(film, RATE), frames, lambda: audio_length(live)):
         assert len(read())
         with pytest.raises(MediaError, match=late), limited(MediaLimits(read_seconds=1e-6)):
             read()

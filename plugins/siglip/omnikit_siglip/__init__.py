@@ -169,8 +169,8 @@ class AnyresConfig(ReaderConfig):
     The paper gives neither the list of tilings nor their limit. Here the rows and columns are those that enlarge the
     picture most, at most `max_tiles` of them (the whole picture comes on top) and never beyond its own pixels; a
     picture that fits one view is one view. Tiles cover the picture exactly: it is stretched to rows x columns of them,
-    as the whole is to its square, and nothing is padded. Where a pack has no room for all tiles the planner takes a
-    tiling of fewer, which `grids` lists too.
+    as the whole is to its square, and nothing is padded. `grids` lists tilings of fewer tiles too, down to the whole
+    picture alone, for a planner that has no room for all of them.
 
     With `pool_mlp` a view of 384 pixels and patches of 14 becomes the paper's 182 tokens
     (`docs/decisions/0007-182-tokens.md`).

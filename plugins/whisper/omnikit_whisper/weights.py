@@ -57,7 +57,7 @@ def encoder_tensors(weights: str, sizes: Mapping[str, int]) -> Tensors:
     """
     if weights.startswith(OPENAI):
         return _of_openai(weights, downloaded(weights.removeprefix(OPENAI)), sizes)
-    if weights.endswith(".pt") or Path(weights).is_file():
+    if weights.endswith(".pt") or (Path(weights).is_file() and not weights.endswith(".safetensors")):
         return _of_openai(weights, Path(weights), sizes)
     return _of_transformers(weights, sizes)
 

@@ -111,6 +111,14 @@ def test_other_sizes_are_refused(saved: Path, tmp_path: Path, changed: dict[str,
             dict(config(weights, **changed).pretrained())
 
 
+def test_a_safetensors_file_is_refused_for_its_folder(tmp_path: Path) -> None:
+    file = folder_of(tmp_path) / "model.safetensors"
+    with pytest.raises(
+        ValueError, match=rf"^weights: {re.escape(str(file))} is a file; give the folder that it is in$"
+    ):
+        dict(config(file).pretrained())
+
+
 def test_a_folder_of_another_architecture_is_refused(tmp_path: Path) -> None:
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     transformers.BertModel(transformers.BertConfig(vocab_size=60, **small)).save_pretrained(tmp_path)
