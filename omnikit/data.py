@@ -8,6 +8,8 @@ offset), whatever reads it, and resuming plans one window.
 
 import functools
 import itertools
+import os
+import sys
 import threading
 import zlib
 from collections import deque
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple
 
 import absl.logging
 import numpy as np
+import torch
 
 from omnikit.component import Sample
 from omnikit.packing import Batch, Pack, collate, pack, read_items
@@ -151,7 +154,7 @@ class StageData:
             items = [item for one in packs for item in read_items(one, self.layouter.branches)]
             return collate(packs, items, length)
 
-        with ThreadPoolExecutor(max_workers=self.threads, thread_name_prefix="read") as pool:
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="read", initializer=_stand_back) as pool:
             waiting: deque[tuple[list[Future[Batch]], list[str], Position]] = deque()
             try:
                 while True:
@@ -165,6 +168,13 @@ class StageData:
                     yield Step([future.result() for future in futures], ids, after)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _stand_back() -> None:
+    """A thread that reads leaves the cores to training: it uses one of them, and that when it is free (`docs/log.md`)."""
+    torch.set_num_threads(1)  # of this thread's own operations
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
 
 
 def faults_of(function: Callable[[Any], object], arguments: Iterable[Any]) -> list[str]:

@@ -81,7 +81,7 @@ def _called(limits: MediaLimits, reader: ReaderConfig, method: str, medium: Medi
         with limited(limits):
             found = getattr(reader, method)(medium, *rest)
         return _plain(found, reader, method, medium)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # in the run's own process: what a signal's handler means is the run
         raise
     except MemoryError as error:
         told = f"{medium}: needs more memory than the limit of {limits.memory_bytes:,} bytes to read; make it smaller"
@@ -90,10 +90,13 @@ def _called(limits: MediaLimits, reader: ReaderConfig, method: str, medium: Medi
         told = str(error) if str(medium) in str(error) else f"{medium}: {_reason(error)}"
         cause = error
     except BaseException as error:
-        told = f"{medium}: the reader {type(reader).type} failed ({type(error).__name__}: {_reason(error)})"
-        told += "; replace the file, or mend the reader"
-        cause = error
+        told, cause = _failure(reader, medium, error), error
     raise _media_error(told) from cause
+
+
+def _failure(reader: ReaderConfig, medium: Medium, error: BaseException) -> str:
+    what = f"{type(error).__name__}: {_reason(error)}"
+    return f"{medium}: the reader {type(reader).type} failed ({what}); replace the file, or mend the reader"
 
 
 def _plain(found: Any, reader: ReaderConfig, method: str, medium: Medium) -> list[Grid] | Item:  # noqa: ANN401
@@ -279,6 +282,8 @@ def _answer(
         found = _called(limits, reader, method, medium, *rest)
     except ValueError as error:
         return {"error": str(error)}, None
+    except SystemExit as error:
+        return {"error": str(_media_error(_failure(reader, medium, error)))}, None
     if method == "grids":
         return {"value": found}, None
     array, grid = found

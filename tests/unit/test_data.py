@@ -125,7 +125,7 @@ def test_closing_the_steps_ends_their_threads(recipe, data_of):
     until = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < until:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # fewer: of the test before, some were yet ending
 
 
 # ------------------------------------------------------------------------------------------------------------- mixtures
