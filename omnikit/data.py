@@ -171,7 +171,7 @@ class StageData:
 
 
 def _stand_back() -> None:
-    """A thread that reads leaves the cores to training: it uses one of them, and that when it is free (`docs/log.md`)."""
+    """A thread that reads leaves the cores to training: it takes one, and that when it is free (`docs/log.md`)."""
     torch.set_num_threads(1)  # of this thread's own operations
     if sys.platform == "linux":  # where a thread has a priority of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
