@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from omnikit.weights import fetched, tensors_in
+from omnikit.weights import PICKLES, fetched, json_in, tensors_in
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from omnikit.protocols import BackboneModule, EncoderModule, ProjectorModule
 
 __all__ = [
+    "PICKLES",
     "BackboneConfig",
     "Chat",
     "Component",
@@ -53,6 +54,7 @@ __all__ = [
     "fetched",
     "hookimpl",
     "hookspec",
+    "json_in",
     "tensors_in",
     "to_pixels",
 ]

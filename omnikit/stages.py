@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed._composable import checkpoint
 from torch.overrides import TorchFunctionMode
 
+from omnikit.building import ties
 from omnikit.component import BackboneConfig, EncoderConfig
 from omnikit.data import seed_of
 from omnikit.model import OmniModel
@@ -172,8 +173,8 @@ def _load_pretrained(path: str, module: nn.Module, config: BackboneConfig | Enco
     if type(config).pretrained in (BackboneConfig.pretrained, EncoderConfig.pretrained):
         raise ValueError(f"{path}.weights: type {config.type} loads no weights; remove it")
     target = module.state_dict()
-    ties = dict(getattr(module, "tied", lambda: ())())
-    missing = set(target) - set(ties)
+    tied = ties(module)
+    missing = set(target) - set(tied)
     shared: dict[str, Tensor] = {}
     extra: list[str] = []
     misshaped: dict[str, torch.Size] = {}
@@ -184,7 +185,7 @@ def _load_pretrained(path: str, module: nn.Module, config: BackboneConfig | Enco
                 extra.append(name)
             elif target[name].shape != tensor.shape:
                 misshaped[name] = tensor.shape
-            elif name in ties:
+            elif name in tied:
                 shared[name] = tensor
             else:
                 with torch.no_grad():
@@ -206,7 +207,7 @@ def _load_pretrained(path: str, module: nn.Module, config: BackboneConfig | Enco
     for name, tensor in shared.items():
         if not torch.equal(tensor.to(target[name].dtype), target[name]):
             raise ValueError(
-                f"{path}.weights: {name} is not {ties[name]} in {config.weights}, but the recipe ties them; "
+                f"{path}.weights: {name} is not {tied[name]} in {config.weights}, but the recipe ties them; "
                 "set tie_word_embeddings: false in its config"
             )
 

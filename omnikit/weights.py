@@ -3,12 +3,12 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["fetched", "tensors_in"]
+__all__ = ["PICKLES", "fetched", "json_in", "tensors_in"]
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
@@ -62,6 +62,20 @@ def fetched(weights: str, files: Sequence[str]) -> Path:
             f"weights: {weights} is neither a folder here nor a hub id that can be reached "
             f"({type(error).__name__}); give the path of a Hugging Face folder, or connect to the hub"
         ) from error
+
+
+def json_in(weights: str, name: str) -> dict[str, Any]:
+    """The object that a JSON file of a folder or hub id[@revision] holds; empty where there is no such file."""
+    file = fetched(weights, [name]) / name
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"weights: {file} is broken JSON ({error}); get it again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"weights: {file} is no JSON object; get it again")
+    return found
 
 
 def _indexed(folder: Path, weights: str) -> list[str]:

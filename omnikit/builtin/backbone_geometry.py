@@ -1,12 +1,11 @@
 """What transformers' `config.json` says of an architecture, and nothing of how it was saved or is run."""
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from omnikit.weights import fetched
+from omnikit.weights import json_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -24,15 +23,11 @@ HIDDEN, HEADS, HEAD, LAYERS = 64, 4, 16, 2
 
 def config_json(weights: str) -> dict[str, Any] | None:
     """What the config.json of a folder or hub id holds, or None where there is none."""
-    file = fetched(weights, ["config.json"]) / "config.json"
-    if not file.is_file():
+    found = json_in(weights, "config.json")
+    if not found:
         return None
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"weights: {file} is broken JSON ({error}); get it again") from error
-    if not isinstance(found, dict) or not isinstance(found.get("model_type"), str):
-        raise ValueError(f"weights: {file} names no model_type; give a folder that transformers wrote")
+    if not isinstance(found.get("model_type"), str):
+        raise ValueError(f"weights: {weights}: config.json names no model_type; give a folder that transformers wrote")
     if found.get("quantization_config"):
         raise ValueError(f"weights: {weights} is quantised, which does not train; give the model that it was made of")
     return found

@@ -120,7 +120,9 @@ def _to_rgb(medium: Medium, image: "Image") -> "Image":
         deep = np.asarray(image)
         if image.mode == "F" or deep.min() < 0 or deep.max() > 65535:
             raise MediaError(f"{medium}: has {image.mode} pixels of unknown scale; save it with 8 or 16 bits a channel")
-        return Image.fromarray((deep >> 8).astype(np.uint8)).convert("RGB")
+        # The one grey that a PNG may name as transparent lies on white, as every transparency does.
+        shown = np.where(deep == image.info.get("transparency", -1), 255, deep >> 8)
+        return Image.fromarray(shown.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         seen = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")

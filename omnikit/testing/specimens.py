@@ -55,14 +55,14 @@ def films(folder: Path) -> list[Medium]:
 
 
 def sounds(folder: Path) -> list[Medium]:
-    """8, 16, 44.1 and 48 kHz, one and two channels, integers and floats, short and long, and a part of the longest."""
+    """8, 16, 44.1 and 48 kHz, one and two channels, 16 to 32 bits, short and long, and a part of the longest."""
     import soundfile
 
     made = [
         ("telephone.wav", 8_000, 1, 1.3, "PCM_16"),
         ("speech.flac", 16_000, 1, 2.171, "PCM_16"),
         ("stereo.wav", 44_100, 2, 0.87, "PCM_24"),
-        ("floats.wav", 48_000, 2, 0.5, "FLOAT"),
+        ("deep.wav", 48_000, 2, 0.5, "PCM_32"),
         ("short.wav", 16_000, 1, 0.06, "PCM_16"),
         ("long.flac", 8_000, 1, 31.4, "PCM_16"),
     ]

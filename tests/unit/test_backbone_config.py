@@ -123,7 +123,7 @@ def test_a_preset_touches_neither_disk_nor_network(monkeypatch):
     def fetched(*args):
         raise AssertionError("a preset is data")
 
-    monkeypatch.setattr("omnikit.builtin.backbone_geometry.fetched", fetched)
+    monkeypatch.setattr("omnikit.builtin.backbone_geometry.json_in", fetched)
     monkeypatch.setattr("omnikit.builtin.backbone_config.fetched", fetched)
     config = HFCausalLM(preset="llama-3.2-1b-instruct", weights="meta-llama/Llama-3.2-1B-Instruct")
     with torch.device("meta"):
@@ -270,7 +270,7 @@ def test_a_vocabulary_smaller_than_the_byte_level_tokenizers_is_refused():
 @pytest.mark.parametrize("text", ["{", "[]", '{"hidden_size": 8}'])
 def test_a_broken_config_json_is_one_line(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"config\.json (is broken JSON|names no model_type)"):
+    with pytest.raises(ValueError, match=r"config\.json (is broken JSON|is no JSON object|names no model_type)"):
         HFCausalLM(weights=str(tmp_path), chat=CHAT)
 
 

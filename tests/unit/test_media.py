@@ -91,6 +91,13 @@ def test_a_transparent_colour_shows_white(mode):
     assert (pixels_of(image) == 90).all()
 
 
+def test_the_transparent_grey_of_sixteen_bits_shows_white():
+    deep = np.full((20, 30), 90 * 257, np.uint16)
+    deep[:, :10] = 90 * 257 + 1  # another grey, though the same in eight bits
+    seen = pixels_of(Image.fromarray(deep), transparency=90 * 257)
+    assert (seen[:, :10] == 90).all() and (seen[:, 10:] == 255).all()
+
+
 def test_other_modes_become_rgb():
     grey = Image.fromarray(NOISE[..., 0])
     np.testing.assert_array_equal(pixels_of(grey), np.repeat(NOISE[..., :1], 3, 2))

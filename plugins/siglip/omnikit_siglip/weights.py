@@ -1,20 +1,17 @@
 """The vision tower's tensors out of transformers' and open_clip's files, under transformers' names."""
 
 import difflib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omnikit.component import fetched, tensors_in
+from omnikit.component import PICKLES, fetched, json_in, tensors_in
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 OPEN_CLIP = "open_clip:"
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_config.json")
-CONFIGS = ("config.json", "open_clip_config.json")
-PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 TRUNK = "visual.trunk."
 IN_A_LAYER = {
     "norm1": "layer_norm1",
@@ -44,7 +41,7 @@ def vision_tensors(weights: str, heads: int, layer_norm_eps: float, gelu: str) -
     where = weights
     if weights.startswith(OPEN_CLIP):
         where = str(fetched(_hub_id(weights), OPEN_CLIP_FILES))
-    _check_configs(weights, fetched(where, CONFIGS), heads, layer_norm_eps, gelu)
+    _check_configs(weights, where, heads, layer_norm_eps, gelu)
     found, others = False, []
     for name, tensor in tensors_in(where):
         own = name.removeprefix("vision_model.")
@@ -106,8 +103,8 @@ def _hub_id(weights: str) -> str:
     return f"{repository}{at}{revision}"
 
 
-def _check_configs(weights: str, folder: Path, heads: int, layer_norm_eps: float, gelu: str) -> None:
-    config = _entry(folder / "config.json")
+def _check_configs(weights: str, where: str, heads: int, layer_norm_eps: float, gelu: str) -> None:
+    config = json_in(where, "config.json")
     model_type = config.get("model_type")
     if model_type in ("siglip2", "siglip2_vision_model"):
         raise ValueError(
@@ -117,7 +114,7 @@ def _check_configs(weights: str, folder: Path, heads: int, layer_norm_eps: float
     if model_type not in (None, "siglip", "siglip_vision_model"):
         raise ValueError(f"weights: {weights} is a model of type {model_type}; give one of type siglip")
     if model_type:
-        vision = _entry(folder / "config.json", "vision_config") if model_type == "siglip" else config
+        vision = _within(config, "vision_config") if model_type == "siglip" else config
         # What stands at its default is not written down.
         activation = vision.get("hidden_act", "gelu_pytorch_tanh")
         theirs = {
@@ -131,7 +128,7 @@ def _check_configs(weights: str, folder: Path, heads: int, layer_norm_eps: float
                     f"weights: {weights} has {name} {theirs[name]}, the recipe has {ours}; take the preset that "
                     f"belongs to the weights, or set {name}: {theirs[name]}"
                 )
-    vision = _entry(folder / "open_clip_config.json", "model_cfg", "vision_cfg")
+    vision = _within(json_in(where, "open_clip_config.json"), "model_cfg", "vision_cfg")
     tower = vision.get("timm_model_name")
     if vision and ("siglip" not in str(tower) or "naflex" in str(tower)):
         raise ValueError(
@@ -140,12 +137,9 @@ def _check_configs(weights: str, folder: Path, heads: int, layer_norm_eps: float
         )
 
 
-def _entry(file: Path, *keys: str) -> dict[str, Any]:
-    """The mapping that a JSON file holds under these keys, one below the other; empty where there is none."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"weights: {file} is broken JSON ({error}); replace it") from error
+def _within(config: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The mapping below these keys, one below the other; empty where there is none."""
+    found: object = config
     for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
     return found if isinstance(found, dict) else {}

@@ -155,8 +155,8 @@ def test_a_folder_without_a_vision_tower_says_what_it_holds(tmp_path: Path) -> N
 def test_a_strange_config_is_an_error_or_says_nothing(tmp_path: Path, name: str, content: str) -> None:
     save_file(dict(in_open_clips_names(tower())), tmp_path / "open_clip_model.safetensors")
     (tmp_path / name).write_text(content)
-    if content == "{":
-        with pytest.raises(ValueError, match=f"{name} is broken JSON"):
+    if content in ("{", "[1]"):
+        with pytest.raises(ValueError, match=f"{name} is (broken JSON|no JSON object)"):
             tensors_of(tmp_path)
     else:
         assert set(tensors_of(tmp_path)) == set(TINY.build().state_dict())

@@ -4,7 +4,6 @@ Both kinds say their sizes beside the tensors. They are compared first: a wrong 
 would only make the features wrong.
 """
 
-import json
 import os
 import pickle
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnikit.component import fetched, tensors_in
+from omnikit.component import json_in, tensors_in
 
 Tensors = Iterator[tuple[str, Tensor]]
 
@@ -63,9 +62,7 @@ def encoder_tensors(weights: str, sizes: Mapping[str, int]) -> Tensors:
 
 
 def _of_transformers(weights: str, sizes: Mapping[str, int]) -> Tensors:
-    config = fetched(weights, ["config.json"]) / "config.json"
-    if config.is_file():
-        said = _json_object(config)
+    if said := json_in(weights, "config.json"):
         if said.get("model_type") != "whisper":
             raise ValueError(
                 f"weights: {weights} is a model of type {said.get('model_type')}; give one of type whisper"
@@ -125,16 +122,6 @@ def _check_sizes(weights: str, found: Mapping[str, Any], wanted: Mapping[str, in
         raise ValueError(
             f"weights: {weights} has {theirs}, the recipe has {ours}; take the preset that belongs to the weights"
         )
-
-
-def _json_object(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"weights: {file} is broken JSON ({error}); replace it") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"weights: {file} is no JSON object; replace it")
-    return found
 
 
 def downloaded(name: str) -> Path:
