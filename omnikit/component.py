@@ -23,10 +23,10 @@ from pydantic import (
     model_validator,
 )
 
+from omnikit.inputs import Input, Mel, Pixels, to_pixels
 from omnikit.weights import PICKLES, fetched, json_in, tensors_in
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from omnikit.protocols import BackboneModule, EncoderModule, ProjectorModule
@@ -42,10 +42,12 @@ __all__ = [
     "Item",
     "Medium",
     "Mel",
+    "Member",
     "Pixels",
     "ProjectorConfig",
     "ReaderConfig",
     "RecipePath",
+    "Records",
     "Sample",
     "SourceConfig",
     "Turn",
@@ -79,15 +81,27 @@ class Item(NamedTuple):
     grid: Grid
 
 
+class Member(NamedTuple):
+    """A file within a file, such as a picture in a tar shard: its name there, and the bytes that are its own."""
+
+    name: str
+    offset: int
+    length: int
+
+
 class Medium(NamedTuple):
-    """One medium of a sample: a path or the file's bytes, and the seconds of it that are meant."""
+    """One medium of a sample: a path or the file's bytes, and the seconds of it that are meant.
+
+    With `member`, those bytes of the shard at that path. All three are opened by `omnikit.media.source_of` alone."""
 
     source: str | bytes
     start: float | None = None
     end: float | None = None
+    member: Member | None = None
 
     def __str__(self) -> str:
-        name = f"<{len(self.source)} bytes>" if isinstance(self.source, bytes) else self.source
+        path = f"<{len(self.source)} bytes>" if isinstance(self.source, bytes) else self.source
+        name = f"{path}/{self.member.name}" if self.member else path
         return name if self.start is None and self.end is None else f"{name}[{self.start}:{self.end}]"
 
 
@@ -104,60 +118,6 @@ class Sample(NamedTuple):
     id: str
     turns: tuple[Turn, ...]
     kind: str = ""
-
-
-# ---------------------------------------------------------------------------------------------------- what encoders eat
-
-
-class Input(BaseModel):
-    """What an encoder eats and how that maps to features. A plugin for a new modality defines its own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Pixels(Input):
-    """Square RGB views of `size` pixels, normalised by mean and std, cut into `patch` x `patch` patches.
-
-    Item values are float32 arrays (views, 3, size, size); grids are (views, side, side).
-    """
-
-    size: int
-    patch: int
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-
-    @property
-    def side(self) -> int:
-        """Patches along one side of a view; a rest smaller than a patch is not seen (384 / 14 gives 27)."""
-        return self.size // self.patch
-
-
-class Mel(Input):
-    """Log-mel frames of mono sound at `rate` Hz: `bins` bands every `hop` samples, in windows of at most `window` s.
-
-    Item values are float32 arrays (bins, frames); grids are (features, 1, 1) and count real sound only. The encoder
-    makes one feature of `stride` frames: a window of L frames gives floor((L - 1) / stride) + 1. `padded` says that the
-    waveform is filled with silence to whole windows before the mel, as Whisper was trained.
-    """
-
-    rate: int = 16000
-    bins: int = 80
-    n_fft: int = 400
-    hop: int = 160
-    stride: int = 2
-    window: float = 30.0
-    padded: bool = True
-
-    @property
-    def window_frames(self) -> int:
-        """Frames of a full window."""
-        return int(self.window * self.rate) // self.hop
-
-    def features(self, frames: int) -> int:
-        """Features that the encoder makes of `frames` frames, each window counted by itself."""
-        full, rest = divmod(frames, self.window_frames)
-        per_window = (self.window_frames - 1) // self.stride + 1
-        return full * per_window + ((rest - 1) // self.stride + 1 if rest else 0)
 
 
 # ------------------------------------------------------------------------------------------------------- the five kinds
@@ -342,12 +302,22 @@ class BackboneConfig(Component):
         raise NotImplementedError
 
 
+class Records(Sequence[Sample]):
+    """An opened source that says what it has seen. A source may open any sequence of samples; its own do this."""
+
+    def described(self) -> str:
+        """The shape of its records and how many there are, in words: "llava conversations, 665,298 records"."""
+        raise NotImplementedError
+
+
 class SourceConfig(Component):
     """A data set: a sequence of samples."""
 
     kind: ClassVar[Any] = "source"
     modalities: tuple[str, ...] = ()
     """The modalities that its samples may hold besides text, declared so that a recipe is checked without its data."""
+    max_bad: float = Field(default=0.2, ge=0, le=1)
+    """The share of its samples that may turn out bad before the run stops."""
 
     def missing(self) -> str | None:
         """What is not there yet (a path), or None when `open` can be called."""
@@ -365,11 +335,3 @@ class SourceConfig(Component):
     def specimen(cls, folder: Path) -> Self:
         """A small data set, written into `folder`, for the conformance kit."""
         raise NotImplementedError
-
-
-def to_pixels(views: "np.ndarray", input: Pixels) -> "np.ndarray":
-    """Float32 (views, 3, size, size) from uint8 (views, size, size, 3), normalised as `input` says."""
-    import numpy as np
-
-    scaled = (views.astype(np.float32) / 255.0 - np.array(input.mean, np.float32)) / np.array(input.std, np.float32)
-    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from omnikit.builtin.backbone_config import HFCausalLM
-from omnikit.builtin.jsonl import Jsonl
 from omnikit.builtin.projector_configs import CAbstractorConfig, Concat, MeanPool, Mlp, PoolMlp, StridedConv
+from omnikit.builtin.sources import Folder, HFDataset, Jsonl, Parquet, WebDataset
 from omnikit.component import Component, hookimpl
 
 
 @hookimpl
 def omnikit_components() -> Sequence[type[Component]]:
-    """The projectors, the backbone and the source of the core."""
-    return [HFCausalLM, Jsonl, Mlp, PoolMlp, MeanPool, Concat, StridedConv, CAbstractorConfig]
+    """The projectors, the backbone and the sources of the core."""
+    projectors = [Mlp, PoolMlp, MeanPool, Concat, StridedConv, CAbstractorConfig]
+    return [HFCausalLM, Jsonl, Parquet, HFDataset, WebDataset, Folder, *projectors]

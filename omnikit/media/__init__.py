@@ -9,7 +9,18 @@ package costs neither Pillow nor FFmpeg.
 """
 
 from omnikit.media.films import VideoHeader, decoded, open_video, video_header
-from omnikit.media.opening import MediaError, MediaLimits, in_time, late, limited, limits, slack, too_slow, window
+from omnikit.media.opening import (
+    MediaError,
+    MediaLimits,
+    in_time,
+    late,
+    limited,
+    limits,
+    slack,
+    source_of,
+    too_slow,
+    window,
+)
 from omnikit.media.pictures import image_size, is_image, load_image, resize
 from omnikit.media.sound import audio_length, expected_samples, load_audio
 
@@ -31,6 +42,7 @@ __all__ = [
     "open_video",
     "resize",
     "slack",
+    "source_of",
     "too_slow",
     "video_header",
     "window",

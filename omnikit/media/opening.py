@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
-from omnikit.component import Medium
+from omnikit.component import Medium, Member
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -112,7 +112,11 @@ def refusing(medium: Medium, errors: tuple[type[BaseException], ...], what: str,
 
 
 def source_of(medium: Medium, most_bytes: int) -> str | BytesIO:
-    """The path or the bytes, once known to be there, a file, and neither empty nor too large."""
+    """The path or the bytes, once known to be there, a file, and neither empty nor too large.
+
+    Of a member of a shard just its own bytes are read, and only if they are few enough. Decoders open what comes back,
+    never `medium.source`.
+    """
     if isinstance(medium.source, bytes):
         size = len(medium.source)
     else:
@@ -122,11 +126,32 @@ def source_of(medium: Medium, most_bytes: int) -> str | BytesIO:
         if not stat.S_ISREG(status.st_mode):
             raise MediaError(f"{medium}: is no regular file; give the path of a media file")
         size = status.st_size
+    if medium.member is not None:
+        _, offset, length = medium.member
+        if min(offset, length) < 0 or offset + length > size:
+            raise MediaError(
+                f"{medium}: should be bytes {offset:,} to {offset + length:,} of a file of {size:,}; "
+                "the shard was cut or changed, replace it"
+            )
+        size = length
     if not size:
         raise MediaError(f"{medium}: is empty (0 bytes); replace the file")
     if size > most_bytes:
         raise MediaError(f"{medium}: has {size:,} bytes, over the limit of {most_bytes:,}; make it smaller")
+    if medium.member is not None:
+        return BytesIO(_bytes_of(medium, medium.member))
     return BytesIO(medium.source) if isinstance(medium.source, bytes) else medium.source
+
+
+def _bytes_of(medium: Medium, member: Member) -> bytes:
+    if isinstance(medium.source, bytes):
+        return medium.source[member.offset : member.offset + member.length]
+    with refusing(medium, (OSError,), "cannot be read", "make it readable"), open(medium.source, "rb") as file:
+        file.seek(member.offset)
+        found = file.read(member.length)
+    if len(found) != member.length:
+        raise MediaError(f"{medium}: ends after {len(found):,} of {member.length:,} bytes; the shard was cut")
+    return found
 
 
 def slack(seconds: float) -> float:

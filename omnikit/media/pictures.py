@@ -49,6 +49,8 @@ def load_image(medium: Medium) -> "np.ndarray":
     image, orientation = _open(medium)
     with image, refusing(medium, _pillow_errors(), "is a broken picture", "replace the file"):
         image.load()
+        if image.mode == "RGB" and orientation == 1 and not image.has_transparency_data:
+            return np.asarray(image)
         width, height = image.size
         sideways = orientation in SIDEWAYS
         upright = np.empty((width, height, 3) if sideways else (height, width, 3), np.uint8)

@@ -74,8 +74,10 @@ def names_the_place_of_a_broken_record(trial: SourceTrial) -> str:
     for damage in (_junk_inside, _cut_in_two):
         with _specimen(trial) as (config, files):
             for file in _read_by(config, files) or files:
+                content = file.read_bytes()
                 damage(file)
                 noticed += _complaints(config, file)
+                file.write_bytes(content)  # one at a time: what is said must be of this file
     if not noticed:
         raise Fault("junk in its data goes unnoticed; a record that cannot be parsed is a ValueError")
     return f"{noticed} complaints"

@@ -1,7 +1,6 @@
 """Frames of a film at given times, as square views."""
 
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from math import ceil, floor
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,10 +13,12 @@ from omnikit.media import (
     image_size,
     is_image,
     late,
+    limits,
     load_image,
     open_video,
     resize,
     slack,
+    source_of,
     video_header,
     window,
 )
@@ -192,9 +193,8 @@ def _by_decord(medium: "Medium", container: "InputContainer", times: Sequence[fl
         import decord
     except ImportError:  # no wheel for this machine
         return None
-    source = BytesIO(medium.source) if isinstance(medium.source, bytes) else medium.source
     try:
-        film = decord.VideoReader(source, num_threads=1)
+        film = decord.VideoReader(source_of(medium, limits().stream_bytes), num_threads=1)
         shown = film.get_frame_timestamp(range(len(film)))  # (frames, 2): from and to, in s after the first frame
     except (decord.DECORDError, RuntimeError, AssertionError, IndexError):  # IndexError: it counts frames it has not
         return None

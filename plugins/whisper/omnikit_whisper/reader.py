@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from omnikit.component import Grid, Medium, Mel
 
 
+SILENCE = -1.5
+"""Of silence, in every band: log10 of openai-whisper's floor of 1e-10, then (x + 4) / 4."""
+
+
 def read(medium: "Medium", input: "Mel", grid: "Grid") -> Float[np.ndarray, "bins frames"]:
     """The log-mel of a medium that makes this grid. What cannot be read, or makes another grid, is a ValueError."""
     sound = load_audio(medium, input.rate)
@@ -40,7 +44,13 @@ def log_mel(sound: Float[np.ndarray, " samples"], input: "Mel") -> Float[np.ndar
 
 @torch.no_grad()
 def _window(sound: Float[np.ndarray, " samples"], input: "Mel") -> Float[np.ndarray, "bins frames"]:
-    # A last window can be shorter than the transform's mirrored edge: silence makes up what is missing.
-    length = input.window_frames * input.hop if input.padded else input.n_fft // 2 + 1
-    silence = max(0, length - len(sound))
-    return log_mel_spectrogram(F.pad(torch.from_numpy(sound), (0, silence)), input.bins).numpy()
+    if not input.padded:
+        # A last window can be shorter than the transform's mirrored edge: silence makes up what is missing.
+        silence = max(0, input.n_fft // 2 + 1 - len(sound))
+        return log_mel_spectrogram(F.pad(torch.from_numpy(sound), (0, silence)), input.bins).numpy()
+    # Of the silence that fills the window only as much is transformed as frames of sound reach into; the rest is one
+    # number in every band: the floor, or 2 (which is 8 in log10) below the loudest.
+    missing = input.window_frames * input.hop - len(sound)
+    mel = log_mel_spectrogram(F.pad(torch.from_numpy(sound), (0, min(missing, input.n_fft))), input.bins)
+    floor = max(SILENCE, float(mel.max()) - 2.0)
+    return F.pad(mel, (0, input.window_frames - mel.shape[1]), value=floor).numpy()
