@@ -19,7 +19,11 @@ def check_recipe(recipe: Recipe) -> dict[str, Any]:
     for name, stage in recipe.stages.items():
         try:
             initialise(model, dict(stage.init), name)
-            stages[name] = {"steps": stage.steps, "components": _components(recipe, name, model)}
+            stages[name] = {
+                "steps": stage.steps,
+                "epochs": stage.epochs,
+                "components": _components(recipe, name, model),
+            }
         except ExceptionGroup as group:
             faults.extend(group.exceptions)
         except ValueError as error:
@@ -92,6 +96,6 @@ def _warnings(recipe: Recipe, tokens: dict[str, dict[str, int]]) -> list[str]:
             if f"modalities.{modality}.projector" in reached and most > stage.batch.length:
                 found.append(
                     f"stages.{name}.batch.length: {stage.batch.length} positions are fewer than the {most} tokens of "
-                    f"modality {modality} at its largest ({largest}); such a sample stops the run"
+                    f"modality {modality} at its largest ({largest}); such media are made smaller, or dropped"
                 )
     return found

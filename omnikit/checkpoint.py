@@ -3,6 +3,7 @@
     runs/NAME/recipe.yaml            the resolved recipe
              lock.json               versions and hashes
              metrics.jsonl           one line a step
+             bad_samples.jsonl       samples that were not used, or not whole: stage, step, source, id, what, reason
              STAGE/step-000200/      safetensors, state.json, and last of all COMMIT with a sha256 per file
 
 A folder without COMMIT does not count. Everything is safetensors or JSON; nothing here can carry code. A kill at any
@@ -10,12 +11,14 @@ moment leaves the last committed step; the next start sweeps what was half-writt
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +29,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from omnikit.component import BackboneConfig, EncoderConfig
+from omnikit.indexing import Note
 from omnikit.recipe import Recipe, dump_recipe
 from omnikit.strictyaml import read_file
 from omnikit.versions import versions
 
 COMMIT = "COMMIT"
+METRICS = "metrics.jsonl"
+BAD = "bad_samples.jsonl"
 ORDER = "[order]"
 STATE = "state.json"
 MAY_CHANGE = frozenset({"run.save", "run.keep", "run.log", "run.workers", "limits.read_seconds", "limits.memory_bytes"})
@@ -167,37 +173,44 @@ class RunFolder:
         self.path = path
 
     def begin(self, recipe: Recipe) -> None:
-        """Make the folder, or go on in it: refuses another recipe or other data than it was begun with."""
+        """Make the folder, or go on in it, once `check` has nothing against it."""
+        data = self.check(recipe)
         text = dump_recipe(recipe)
         lock = {
             "recipe": hashlib.sha256(text.encode()).hexdigest(),
-            "data": {name: source.fingerprint() for name, source in recipe.data.items()},
+            "data": data,
             "weights": {path: config.weights for path, config in _weighted(recipe)},
             "versions": versions(),
         }
+        path = self.path / "recipe.yaml"
+        self.path.mkdir(parents=True, exist_ok=True)
+        # The recipe comes last: a folder that has one has all of its beginning.
+        write_atomically(self.path / "lock.json", json.dumps(lock, indent=1) + "\n")
+        write_atomically(path, text)
+        self.sweep(recipe.stages)
+
+    def check(self, recipe: Recipe) -> dict[str, str]:
+        """The data's fingerprints. Refuses another recipe or other data than the run was begun with."""
+        data = {name: source.fingerprint() for name, source in recipe.data.items()}
         path = self.path / "recipe.yaml"
         if path.is_file():
             refused = [
                 f"{path}: {key}: the run was begun with {before}, the recipe now says {after}; "
                 "give --out another folder, or go on with the recipe as it was"
                 for key, before, after in _differences(_flat(read_file(path)), _flat(_plain(recipe)))
-                if key not in MAY_CHANGE
+                if key not in MAY_CHANGE and not re.fullmatch(r"data\.\w+\.max_bad", key)
             ]
             if refused:
                 raise ValueError("\n".join(refused))
             locked = json.loads((self.path / "lock.json").read_text(encoding="utf-8"))
-            changed = [name for name, value in lock["data"].items() if locked["data"].get(name) != value]
+            changed = [name for name, value in data.items() if locked["data"].get(name) != value]
             if changed:
                 raise ValueError(
                     f"{self.path}: data.{changed[0]} has changed since this run began; give --out another folder"
                 )
         elif self.path.exists() and {found.name for found in self.path.iterdir()} - BEGINNING:
             raise ValueError(f"{self.path}: is not empty and holds no run; give --out a new folder")
-        self.path.mkdir(parents=True, exist_ok=True)
-        # The recipe comes last: a folder that has one has all of its beginning.
-        write_atomically(self.path / "lock.json", json.dumps(lock, indent=1) + "\n")
-        write_atomically(path, text)
-        self.sweep(recipe.stages)
+        return data
 
     def committed(self, stage: str) -> list[Checkpoint]:
         """The committed steps of a stage, oldest first."""
@@ -232,28 +245,42 @@ class RunFolder:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._append(METRICS, [record])
+
+    def list_samples(self, stage: str, step: int, notes: Iterable[tuple[str, Note]]) -> None:
+        """Append (source, note) pairs to bad_samples.jsonl; step 0 is what was known before the first."""
+        lines = ({"stage": stage, "step": step, "source": source, **note._asdict()} for source, note in notes)
+        self._append(BAD, lines)
+
+    def _append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        if first := next(records := iter(records), None):
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record) + "\n" for record in itertools.chain((first,), records))
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The lines of metrics.jsonl. A last line that a kill cut short is left out."""
-        path = self.path / "metrics.jsonl"
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
-                    continue
+        return _lines(self.path / METRICS)
 
     def forget_after(self, stage: str, step: int) -> None:
-        """Drop what there is of steps that will be run again: their metrics, and checkpoints that are damaged."""
+        """Drop what there is of steps that will be run again: what was noted of them, and checkpoints that are damaged.
+
+        What step 0 noted is noted again when the stage begins again.
+        """
         for later in self.committed(stage):
             if later.step > step:
                 _remove(later.folder)
-        path = self.path / "metrics.jsonl"
-        if path.is_file():
-            kept = [line for line in self.metrics() if not (line["stage"] == stage and line["step"] > step)]
-            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+        for path in (self.path / METRICS, self.path / BAD):
+            if path.is_file():
+                kept = (line for line in _lines(path) if line["stage"] != stage or 0 < step >= line["step"])
+                write_atomically(path, (json.dumps(line) + "\n" for line in kept))
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if path.is_file():
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                with suppress(json.JSONDecodeError):
+                    yield json.loads(line)
 
 
 def _weighted(recipe: Recipe) -> Iterator[tuple[str, BackboneConfig | EncoderConfig]]:
@@ -289,10 +316,11 @@ def _same(before: object, after: object) -> bool:
     return isinstance(before, list) and isinstance(after, list) and set(before) == set(after)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that either the old or the whole new one is there."""
+def write_atomically(path: Path, text: str | Iterable[str]) -> None:
+    """Write a file, given whole or in parts, so that either the old or the whole new one is there."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines([text] if isinstance(text, str) else text)
     _sync(temporary)
     temporary.replace(path)
     _sync(path.parent)

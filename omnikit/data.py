@@ -1,45 +1,43 @@
 """What step k of a stage consists of, and its batches.
 
-The stage's data is one endless sequence of samples, shuffled and mixed by grain as a pure function of (seed, stage,
-position). It is cut into windows of WINDOW samples; the samples of a window are packed into rows of T positions; the
-stage is the windows' packs one after another, and step k takes the next P of them. So a data position is (window,
-offset), whatever reads it, and resuming plans one window.
+The stage's data is one sequence of samples, shuffled and mixed by grain as a pure function of (seed, stage, position).
+It is cut into windows; the samples of a window are packed into rows of T positions, by the lengths that the index
+knows; the stage is the windows' packs one after another, and step k takes the next P of them. So a data position is
+(window, offset), whatever reads it, and resuming plans one window. A sample that turns out bad when it is read leaves
+its places to padding: no other sample moves.
 """
 
 import functools
+import hashlib
 import itertools
+import math
 import os
 import sys
 import threading
-import zlib
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import absl.logging
 import numpy as np
 import torch
 
-from omnikit.component import Sample
-from omnikit.packing import Batch, Pack, collate, pack, read_items
+from omnikit.component import Item, Sample, SourceConfig
+from omnikit.indexing import Index, Progress, index_of
+from omnikit.mixing import mixture_of, seed_of
+from omnikit.packing import Batch, collate, pack, read_items
 from omnikit.reading import Reading, prepare
 from omnikit.recipe import Recipe, Stage
-from omnikit.sample import Branch, Layout, Layouter
+from omnikit.sample import BadSample, Branch, Layout, Layouter
 
-# When imported, grain warns that there is no jax whose profiler it could use. Nobody here asked for jax.
-_verbosity = absl.logging.get_verbosity()
-absl.logging.set_verbosity(absl.logging.ERROR)
-import grain  # noqa: E402
-
-absl.logging.set_verbosity(_verbosity)
-
-WINDOW = 512
-"""Samples planned at a time: enough for full packs, few enough that planning never stalls a run."""
 AHEAD = 3
 """Steps that are read while one is computed."""
-SMALL = 512
-"""Sources with fewer samples are shuffled here: grain tries 2**16 / n numbers for a place in n, 0.1 s where n is 2."""
+LOOKED_AT = 64
+"""Packs in which a medium that can be read is looked for before a stage begins, at least."""
+TRIED = 4
+"""Media of a modality that must fail, and none be read, before the modality is blamed."""
 
 
 class Position(NamedTuple):
@@ -49,11 +47,31 @@ class Position(NamedTuple):
     offset: int = 0
 
 
+class Entry(NamedTuple):
+    """A sample in a plan: a record of a source, and the places it takes."""
+
+    source: str
+    number: int
+    length: int
+
+
+Plan = tuple[Entry, ...]
+"""A pack before anything of it is read."""
+
+
+class Seen(NamedTuple):
+    """A sample of a step, and why it was bad, if it was."""
+
+    source: str
+    id: str
+    bad: str
+
+
 class Step(NamedTuple):
     """The micro-batches of one step, the samples in them, and the position after it."""
 
     batches: list[Batch]
-    sample_ids: list[str]
+    samples: list[Seen]
     after: Position
 
 
@@ -73,104 +91,172 @@ def branches_of(recipe: Recipe) -> dict[str, Branch]:
     }
 
 
-def seed_of(*parts: object) -> int:
-    """A 32-bit seed from anything printable; the same on every machine."""
-    return zlib.crc32("/".join(str(part) for part in parts).encode())
-
-
 class StageData:
     """The data of one stage."""
 
-    def __init__(self, recipe: Recipe, name: str, layouter: Layouter) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        name: str,
+        layouter: Layouter,
+        progress: Progress = lambda *_: None,
+        digests: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`digests` are those of the indexes that the plan began with, where it goes on."""
         self.stage: Stage = recipe.stages[name]
         self.threads = recipe.run.workers or 2
         self.layouter = layouter
+        self.branches = layouter.branches
+        """Where the steps read media: with a feature cache not where layouts are made."""
         self.seed = seed_of(recipe.run.seed, name)
         self.sources: dict[str, Sequence[Sample]] = {key: recipe.data[key].open() for key in self.stage.data}
-        self.mixture = _mixture(
-            {key: len(source) for key, source in self.sources.items()},
-            {key: use.share for key, use in self.stage.data.items()},
-            self.seed,
-        )
+        self.indexes = {
+            key: index_of(recipe, name, key, layouter, progress, digests.get(key)) for key in self.stage.data
+        }
+        self.usable = {key: _usable(recipe.data[key], key, index) for key, index in self.indexes.items()}
+        means = {key: float(index.lengths[self.usable[key]].mean()) for key, index in self.indexes.items()}
+        sizes = {key: len(usable) for key, usable in self.usable.items()}
+        self.mixture = mixture_of(self.stage, sizes, means, self.seed)
 
-    def plan(self, window: int, unwanted: Callable[[], bool] = lambda: False) -> list[Pack]:
-        """The packs of a window, in the order they are used; none once it is unwanted."""
-        layouts = []
-        for position in range(window * WINDOW, (window + 1) * WINDOW):
-            if unwanted():
-                return []
-            layouts.append(self._layout(position))
-        packs = pack([len(layout.ids) for layout in layouts], self.stage.batch.length)
+    @functools.cached_property
+    def steps_planned(self) -> int:
+        """Steps of the stage. Of one that is given in epochs all windows are planned for it."""
+        if self.stage.steps is not None:
+            return self.stage.steps
+        assert self.mixture.samples is not None
+        windows = range(math.ceil(self.mixture.samples / self.mixture.window))
+        return math.ceil(sum(len(self.plan(window)) for window in windows) / self.stage.batch.packs)
+
+    def plan(self, window: int) -> list[Plan]:
+        """The packs of a window, in the order they are used; none beyond the last epoch."""
+        entries = []
+        for key, place in self.mixture.of_window(window):
+            number = int(self.usable[key][place])
+            entries.append(Entry(key, number, int(self.indexes[key].lengths[number])))
+        packs = pack([entry.length for entry in entries], self.stage.batch.length)
         # Packing puts long samples first; steps should not.
         order = np.random.default_rng([self.seed, window]).permutation(len(packs))
-        return [tuple(layouts[i] for i in packs[number]) for number in order]
+        return [tuple(entries[i] for i in packs[number]) for number in order]
 
-    def faults(self) -> list[str]:
-        """What is wrong with the samples of the first window; or, if nothing is, with the media of the first step."""
+    def mark(self, position: Position) -> str:
+        """Changes with what comes next: another grain, numpy or omnikit may plan another way."""
+        return hashlib.sha256(repr(self.plan(position.window)).encode()).hexdigest()
+
+    def layout(self, entry: Entry) -> Layout:
+        """The layout of a planned sample. One that has changed since it was indexed is a BadSample."""
         try:
-            first = list(itertools.islice(self.packs(Position()), self.stage.batch.packs))
+            sample = self.sources[entry.source][entry.number]
         except ValueError as error:
-            return faults_of(self._layout, range(WINDOW)) or [str(error)]
-        return unread(self.layouter, (layout for one, _ in first for layout in one))
-
-    def _layout(self, position: int) -> Layout:
-        key, index = self.mixture(position)
-        layout = self.layouter(self.sources[key][index], self.stage.data[key].as_)
-        if len(layout.ids) > self.stage.batch.length:
-            raise ValueError(
-                f"sample {layout.id}: has {len(layout.ids)} tokens, more than a pack of {self.stage.batch.length}; "
-                "raise the stage's batch.length, or let its readers give fewer views or frames"
+            raise BadSample(str(error)) from error
+        batch = self.stage.batch
+        layout = self.layouter(sample, self.stage.data[entry.source].as_, room=batch.length, cut=batch.cut)
+        if len(layout.ids) != entry.length:
+            raise BadSample(
+                f"sample {layout.id}: has {len(layout.ids)} tokens and had {entry.length} when it was indexed; its "
+                "media have changed since: restore them, or begin a new run"
             )
         return layout
 
-    def packs(self, start: Position) -> Iterator[tuple[Pack, Position]]:
-        """Packs from a position on, each with the position after it. A window is planned while the last half of the one
-        before it is used: surveying media takes time, most of it waiting for the workers.
-        """
-        window, offset = start
-        planner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="plan")
-        closed = threading.Event()
+    def read(self, entry: Entry) -> tuple[Layout, list[Item]]:
+        """The layout of a planned sample and its media, decoded; padding of the same length where it is bad."""
+        name = f"{entry.source}[{entry.number}]"
         try:
-            packs = self.plan(window)
-            while True:
-                coming = None
-                for number in range(offset, len(packs)):
-                    if coming is None and number >= len(packs) // 2:
-                        coming = planner.submit(self.plan, window + 1, closed.is_set)
-                    last = number == len(packs) - 1
-                    yield packs[number], Position(window + 1, 0) if last else Position(window, number + 1)
-                window, offset = window + 1, 0
-                packs = self.plan(window) if coming is None else coming.result()
-        finally:
-            closed.set()  # or the end of the run would wait for a window that nobody needs
-            planner.shutdown(wait=False, cancel_futures=True)
+            layout = self.layout(entry)
+            name = layout.id
+            return layout, read_items((layout,), self.branches)
+        except BadSample as error:
+            return Layout.padding(name, entry.length, str(error)), []
+
+    def unreadable(self) -> list[str]:
+        """What is wrong where of a modality several media fail and none can be read: then it is no bad sample, but a
+        reader, a limit or a folder.
+        """
+        faults: dict[str, list[str]] = {}
+        read: set[str] = set()
+        for entry in itertools.chain.from_iterable(self.plan(0)[: max(self.stage.batch.packs, LOOKED_AT)]):
+            try:
+                layout = self.layout(entry)
+            except BadSample:
+                continue  # the ledger's business
+            for place in layout.places:
+                if place.modality in read or len(faults.get(place.modality, ())) == TRIED:
+                    continue
+                try:
+                    read_items((layout._replace(places=(place,)),), self.layouter.branches)
+                    read.add(place.modality)
+                except BadSample as error:
+                    faults.setdefault(place.modality, []).append(str(error))
+        return [lines[0] for modality, lines in faults.items() if modality not in read and len(lines) == TRIED]
+
+    def packs(self, start: Position) -> Iterator[tuple[Plan, Position]]:
+        """Packs from a position on, each with the position after it."""
+        window, offset = start
+        while packs := self.plan(window):
+            for number in range(offset, len(packs)):
+                last = number == len(packs) - 1
+                yield packs[number], Position(window + 1, 0) if last else Position(window, number + 1)
+            window, offset = window + 1, 0
 
     def steps(self, start: Position) -> Iterator[Step]:
         """Steps from a position on, their media read ahead: a thread for each worker, or two that decode."""
         size, micro, length = self.stage.batch.packs, self.stage.batch.micro, self.stage.batch.length
         stream = self.packs(start)
 
-        def read(packs: Sequence[Pack]) -> Batch:
-            items = [item for one in packs for item in read_items(one, self.layouter.branches)]
-            return collate(packs, items, length)
+        def read(packs: Sequence[Plan]) -> tuple[Batch, list[Seen]]:
+            rows, items, seen = [], [], []
+            for one in packs:
+                layouts = []
+                for entry in one:
+                    layout, found = self.read(entry)
+                    layouts.append(layout)
+                    items += found
+                    seen.append(Seen(entry.source, layout.id, layout.bad))
+                rows.append(tuple(layouts))
+            return collate(rows, items, length), seen
 
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="read", initializer=_stand_back) as pool:
-            waiting: deque[tuple[list[Future[Batch]], list[str], Position]] = deque()
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="read", initializer=stand_back) as pool:
+            waiting: deque[tuple[list[Future[tuple[Batch, list[Seen]]]], Position]] = deque()
             try:
                 while True:
-                    while len(waiting) < AHEAD:
-                        taken = [next(stream) for _ in range(size)]
+                    while len(waiting) < AHEAD and (taken := list(itertools.islice(stream, size))):
                         packs = [one for one, _ in taken]
-                        futures = [pool.submit(read, packs[i : i + micro]) for i in range(0, size, micro)]
-                        ids = [layout.id for one in packs for layout in one]
-                        waiting.append((futures, ids, taken[-1][1]))
-                    futures, ids, after = waiting.popleft()
-                    yield Step([future.result() for future in futures], ids, after)
+                        futures = [pool.submit(read, packs[i : i + micro]) for i in range(0, len(packs), micro)]
+                        waiting.append((futures, taken[-1][1]))
+                    if not waiting:
+                        return
+                    futures, after = waiting.popleft()
+                    made = [future.result() for future in futures]
+                    yield Step([batch for batch, _ in made], [one for _, seen in made for one in seen], after)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _stand_back() -> None:
+def _usable(source: SourceConfig, name: str, index: Index) -> np.ndarray:
+    """The numbers of the records that can be used. Too few of them are a ValueError."""
+    usable = np.flatnonzero(index.lengths)
+    bad, first = 0, ""
+    for note in index.notes() if len(usable) < len(index.lengths) else ():
+        first = note.reason if note.what == "bad" and not bad else first
+        bad += note.what == "bad"
+    if not len(usable):
+        first = next(index.notes()).reason
+        raise ValueError(f"data.{name}: none of its {len(index.lengths)} records can be used; the first: {first}")
+    dropped = len(index.lengths) - len(usable) - bad
+    if dropped > source.max_bad * len(index.lengths):
+        warnings.warn(
+            f"data.{name}: {dropped} of its {len(index.lengths)} records are longer than a pack, however small their "
+            "media are made, and are not used; raise the stage's batch.length",
+            stacklevel=2,
+        )
+    if bad > source.max_bad * len(index.lengths):
+        raise ValueError(
+            f"data.{name}: {bad} of its {len(index.lengths)} records are bad, more than max_bad {source.max_bad:g} "
+            f"allows; mend them (`omnikit data lint` lists them), or raise it. The first: {first}"
+        )
+    return usable
+
+
+def stand_back() -> None:
     """A thread that reads leaves the cores to training: it takes one, and that when it is free (`docs/log.md`)."""
     torch.set_num_threads(1)  # of this thread's own operations
     if sys.platform == "linux":  # where a thread has a priority of its own
@@ -191,28 +277,3 @@ def faults_of(function: Callable[[Any], object], arguments: Iterable[Any]) -> li
 def unread(layouter: Layouter, layouts: Iterable[Layout]) -> list[str]:
     """What is wrong with the media of these layouts, found by reading them."""
     return faults_of(lambda layout: read_items((layout,), layouter.branches), layouts)
-
-
-def _mixture(lengths: Mapping[str, int], shares: Mapping[str, float], seed: int) -> Callable[[int], tuple[str, int]]:
-    """position -> (source, index). Each source is reshuffled every epoch; shares are of samples."""
-    names = list(lengths)
-    ranges = [_shuffled(name, lengths[name], seed_of(seed, name)) for name in names]
-    mixed = ranges[0] if len(ranges) == 1 else grain.MapDataset.mix(ranges, weights=[shares[n] for n in names])
-    return mixed.__getitem__
-
-
-def _shuffled(name: str, length: int, seed: int) -> grain.MapDataset[tuple[str, int]]:
-    """The places (name, index) of a source, epoch after epoch, each in an order of its own."""
-    source = grain.MapDataset.source([(name, index) for index in range(length)])
-    if length >= SMALL:
-        return source.shuffle(seed=seed).repeat(None)
-
-    @functools.lru_cache(maxsize=16)
-    def order(epoch: int) -> list[int]:
-        return np.random.default_rng([seed, epoch]).permutation(length).tolist()
-
-    def place(position: int, _: tuple[str, int]) -> tuple[str, int]:
-        epoch, within = divmod(position, length)
-        return name, order(epoch)[within]
-
-    return source.repeat(None).map_with_index(place)

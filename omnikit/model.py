@@ -36,6 +36,9 @@ class OmniModel(nn.Module):
         """Recipe entries by modality, in recipe order."""
         wanted = {branch.encoder for branch in self.branches.values()}
         self.configs = {name: config for name, config in recipe.encoders.items() if name in wanted}
+        self.stored: dict[str, Item] = {}
+        """Encoders that are not run, since the items of all their modalities hold features; of each, as an item, the
+        features of its `example()`. Of the stage, not of a batch: all ranks leave out the same."""
         with seeded("backbone"):
             self.backbone = recipe.backbone.build()
         self.encoders = nn.ModuleDict()
@@ -67,10 +70,10 @@ class OmniModel(nn.Module):
     def embed(self, batch: Batch) -> Float[Tensor, "B T H"]:
         """Token embeddings with every medium's tokens in their places.
 
-        Every encoder and projector that is built runs exactly once, whatever the batch holds: where a modality is
-        absent its `example()` runs and an empty slice of the result is added. So all ranks run the same modules, and
-        every trained parameter has a gradient, zero if nothing used it. (Adding `0 * out` would turn an overflow into
-        NaN; an empty slice cannot.)
+        Every encoder (unless `stored`) and projector that is built runs exactly once, whatever the batch holds: where a
+        modality is absent its `example()` runs and an empty slice of the result is added. So all ranks run the same
+        modules, and every trained parameter has a gradient, zero if nothing used it. (Adding `0 * out` would turn an
+        overflow into NaN; an empty slice cannot.)
         """
         embeds = self.backbone.embed(batch.ids)
         rows, length, width = embeds.shape
@@ -89,7 +92,11 @@ class OmniModel(nn.Module):
         """Tokens by modality of all items that go through one encoder, in one call of it."""
         branches = [name for name, branch in self.branches.items() if branch.encoder == encoder]
         items = {name: media[name].items if name in media else [self.example(name)] for name in branches}
-        features = self.encoders[encoder]([item for name in branches for item in items[name]])
+        given = [item for name in branches for item in items[name]]
+        if encoder in self.stored:
+            features = torch.cat([item.value for item in given])
+        else:
+            features = self.encoders[encoder](given)
         sizes = [sum(count(item.grid) for item in items[name]) for name in branches]
         if sum(sizes) != len(features):
             raise ValueError(
@@ -103,6 +110,8 @@ class OmniModel(nn.Module):
 
     def example(self, modality: str) -> Item:
         """The modality's stand-in where a batch has none, on the model's device."""
+        if (stored := self.stored.get(self.branches[modality].encoder)) is not None:
+            return stored
         item = self.configs[self.branches[modality].encoder].example()
         device = next(self.backbone.parameters()).device
         return Item(torch.from_numpy(item.value).to(device), item.grid)

@@ -3,6 +3,7 @@
 Letters: B packs of T positions, N label positions, M tokens of media.
 """
 
+import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,16 +13,19 @@ from jaxtyping import Int
 from torch import Tensor
 
 from omnikit.component import Item
-from omnikit.sample import Branch, Layout
+from omnikit.media import MediaError
+from omnikit.sample import BadSample, Branch, Layout, blamed
 
 Pack = tuple[Layout, ...]
+LONG = 8
+"""A sample of more than this part of a pack is long. Sorting shorter ones fills packs no better (`docs/log.md`)."""
 
 
 class Media(NamedTuple):
     """All items of one modality in a batch, in the order of their places."""
 
     items: list[Item]
-    """Values are tensors."""
+    """Values are tensors: what the encoder eats or, of an encoder in `OmniModel.stored`, its features."""
     places: Int[Tensor, " M"]
     """Flat positions (row * T + column) that the items' tokens take, item after item."""
     owners: list[tuple[str, int]]
@@ -53,19 +57,22 @@ class Batch(NamedTuple):
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices in packs of at most `capacity`: longest first, each into the fullest pack that still takes it."""
+    """Indices in packs of at most `capacity`, each in the fullest one that still takes it.
+
+    What is long for a pack comes first, longest first: it would find no room later. The rest comes as it is mixed, so
+    that a pack holds samples of all sources: sorted by length, one would hold a single kind.
+    """
     packs: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        length = lengths[index]
-        fitting = [(free, number) for number, free in enumerate(room) if free >= length]
-        if fitting:
-            free, number = min(fitting)
-            packs[number].append(index)
-            room[number] = free - length
-        else:
-            packs.append([index])
-            room.append(capacity - length)
+    room: list[tuple[int, int]] = []  # (free, number) of every pack, the fullest first
+    long = capacity // LONG
+    for index in sorted(range(len(lengths)), key=lambda i: (min(-lengths[i], -long), i)):
+        at = bisect.bisect_left(room, (lengths[index], 0))
+        if at == len(room):
+            packs.append([])
+            room.append((capacity, len(packs) - 1))
+        free, number = room.pop(at)
+        packs[number].append(index)
+        bisect.insort(room, (free - lengths[index], number))
     return packs
 
 
@@ -78,21 +85,19 @@ def positions_of(segments: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
 
 
 def read_items(pack: Pack, branches: Mapping[str, Branch]) -> list[Item]:
-    """The pack's media in layout order, decoded. A medium that cannot be read is a ValueError naming the sample."""
+    """The pack's media in layout order, decoded. A medium that cannot be read is a BadSample."""
     items = []
     for layout in pack:
         for place in layout.places:
             branch = branches[place.modality]
-            try:
+            with blamed(layout.id, place.modality, MediaError):
                 item = branch.reading.read(branch.reader, place.medium, branch.input, place.grid)
-            except ValueError as error:
-                raise ValueError(f"sample {layout.id}: {place.modality}: {error}") from error
             if item.grid != place.grid:
-                raise ValueError(
+                raise BadSample(
                     f"sample {layout.id}: {place.modality}: reader {type(branch.reader).type} was asked for grid "
                     f"{place.grid} and gave {item.grid}; it must give exactly what it was asked for"
                 )
-            items.append(Item(torch.from_numpy(item.value), item.grid))
+            items.append(Item(torch.as_tensor(item.value), item.grid))
     return items
 
 
@@ -111,7 +116,7 @@ def collate(packs: Sequence[Pack], items: Iterable[Item], length: int) -> Batch:
         for number, layout in enumerate(layouts, 1):
             end = column + len(layout.ids)
             ids[row, column:end] = layout.ids
-            segments[row, column:end] = number
+            segments[row, column:end] = 0 if layout.bad else number
             base = row * length + column
             # The first position has nothing before it to be predicted from.
             at = [i for i, learned in enumerate(layout.learned) if learned and i > 0]

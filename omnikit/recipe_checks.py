@@ -5,14 +5,14 @@ Paths are those of parameters: `backbone`, `encoders.vision`, `modalities.image.
 
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 
 from omnikit.recipe_schema import Recipe, Rule
 from omnikit.registry import did_you_mean
 
-__all__ = ["built", "check", "modules", "reach", "rule_for", "within"]
+__all__ = ["built", "check", "frozen_encoders", "modules", "reach", "rule_for", "within"]
 
 R = TypeVar("R")
 Found = tuple[tuple[str, ...], str]
@@ -50,6 +50,26 @@ def reach(recipe: Recipe, stage: str) -> frozenset[str]:
     return frozenset(paths)
 
 
+def frozen_encoders(recipe: Recipe, stage: str) -> tuple[str, ...]:
+    """The encoders that samples of the stage pass through and of which nothing trains, in the recipe's order."""
+    reached = reach(recipe, stage)
+    return tuple(
+        name
+        for name in recipe.encoders
+        if f"encoders.{name}" in reached and not _trains_within(recipe.stages[stage].train, f"encoders.{name}")
+    )
+
+
+def _trains_within(train: Mapping[str, Rule | Literal["frozen"]], component: str) -> bool:
+    """Whether any parameter of a component has a rate."""
+    for path, rule in train.items():
+        if path == "rest" or within(component, path):
+            return rule != "frozen"  # what is below holds for none of it
+        if within(path, component) and rule != "frozen":
+            return True
+    return False
+
+
 def rule_for(parameter: str, train: Mapping[str, R]) -> tuple[str, R] | None:
     """The first rule whose path is the parameter's name or a dotted prefix of it; `rest` fits all."""
     return next(((path, rule) for path, rule in train.items() if path == "rest" or within(parameter, path)), None)
@@ -71,6 +91,8 @@ def check(recipe: Recipe) -> Iterator[Found]:
         data = list(_check_data(recipe, name))
         # Without sound data nobody knows what the stage reaches; a wrong guess would hide the real fault.
         yield from (*data, *_check_init(recipe, name), *_check_rules(recipe, name, is_reach_known=not data))
+        if not data:
+            yield from _check_cache(recipe, name)
 
 
 def _check_modalities(recipe: Recipe) -> Iterator[Found]:
@@ -151,6 +173,18 @@ def _check_rules(recipe: Recipe, stage: str, *, is_reach_known: bool) -> Iterato
         above.add(path)
     if all(rule == "frozen" for rule in train.values()):
         yield ("stages", stage, "train"), "trains nothing, everything is frozen; give at least one path a rate"
+
+
+def _check_cache(recipe: Recipe, stage: str) -> Iterator[Found]:
+    if not recipe.stages[stage].cache or frozen_encoders(recipe, stage):
+        return
+    trained = [name for name in recipe.encoders if f"encoders.{name}" in reach(recipe, stage)]
+    if trained:
+        text = f"features of an encoder that trains cannot be kept, and {', '.join(trained)} trains; "
+        text += f"remove it, or write `encoders.{trained[0]}: frozen`"
+    else:
+        text = "no sample of the stage passes through an encoder, so there are no features to keep; remove it"
+    yield ("stages", stage, "cache"), text
 
 
 def _names_nothing(path: str, recipe: Recipe) -> str:

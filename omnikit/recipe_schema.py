@@ -171,11 +171,16 @@ Train = dict[str, Annotated[Rule | Literal["frozen"], BeforeValidator(_rule)]]
 
 
 class Batch(Strict):
-    """One optimizer step: `packs` rows of `length` positions, `micro` rows at a time, over all ranks together."""
+    """One optimizer step: `packs` rows of `length` positions, `micro` rows at a time, over all ranks together.
+
+    The media of a sample that is longer than a pack become smaller (fewer tiles, fewer frames); a sample that is still
+    too long is dropped, or, with `cut`, loses its end.
+    """
 
     length: int = Field(gt=0)
     packs: int = Field(gt=0)
     micro: int = Field(default=1, gt=0)
+    cut: bool = False
 
     @model_validator(mode="after")
     def _divides(self) -> "Batch":
@@ -201,15 +206,23 @@ class Schedule(Strict):
 
 
 class Stage(Strict):
-    """One stage of training: so many steps of this mixture under these rules."""
+    """One stage of training: so many steps of this mixture under these rules.
+
+    Shares are of samples, or of tokens where `mix` says so. In the stead of `steps`, `epochs` goes through every sample
+    of every source so often; there are no shares then. With `cache` the features of frozen encoders are made once,
+    before the first step, and kept.
+    """
 
     init: dict[str, str] = Field(default_factory=dict)
-    steps: int = Field(gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    epochs: int | None = Field(default=None, gt=0)
     batch: Batch
     data: dict[str, Share] = Field(min_length=1)
+    mix: Literal["samples", "tokens"] = "samples"
     train: Train = Field(min_length=1)
     schedule: Schedule = Schedule()
     clip: float = Field(default=1.0, gt=0)
+    cache: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -218,6 +231,17 @@ class Stage(Strict):
             text = "`before` places a stage that is new in a file with `extends`; remove it, or move the stage"
             raise complaint(cls, ("before",), text, data["before"])
         return data
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> "Stage":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("needs either steps or epochs" + (", not both" if self.steps else ""))
+        uneven = [name for name, use in self.data.items() if use.share != 1]
+        if self.epochs and (uneven or self.mix != "samples"):
+            at = ("data", uneven[0], "share") if uneven else ("mix",)
+            text = "with epochs every sample of every source is seen as often; write 1, or give steps"
+            raise complaint(type(self), at, text if uneven else "means nothing with epochs; remove it", None)
+        return self
 
 
 # ------------------------------------------------------------------------------------------------------------- recipe
@@ -248,7 +272,7 @@ class Run(Strict):
 
     `workers` are the processes in which media are opened, so that a decoder that crashes takes only itself with it;
     with 0 the run does it itself. `recompute` saves memory: the activations of every block are computed again in the
-    backward pass.
+    backward pass. `cache_bytes` bounds the features of a stage that keeps them.
     """
 
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -258,6 +282,7 @@ class Run(Strict):
     log: int = Field(default=10, gt=0)
     workers: int = Field(default=2, ge=0, le=256)
     recompute: bool = False
+    cache_bytes: int = Field(default=100_000_000_000, gt=0)
 
 
 class Recipe(Strict):

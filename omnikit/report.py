@@ -49,7 +49,7 @@ def summary(
         rows = _of(stage, records)
         stages[stage] = {
             "steps": rows[-1]["step"] if rows else 0,
-            "planned": entry.steps,
+            "planned": entry.steps or (rows[-1]["step"] if rows else 0),
             "seconds": round(sum(row["seconds"] + row.get("wait", 0.0) for row in rows), 3),
             "tokens": sum(row["tokens"] for row in rows),
             "loss": smooth([row["loss"] for row in rows])[-1] if rows else None,

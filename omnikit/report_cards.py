@@ -73,10 +73,11 @@ def _asked(sample: Sample) -> str:
 
 def _medium(modality: str, medium: Medium, question: bool) -> str:
     """The medium itself where a browser can show it, else its name. `question`: nothing is written beside it."""
-    file = "" if isinstance(medium.source, bytes) else Path(medium.source).name
+    name = medium.member.name if medium.member else medium.source
+    file = "" if isinstance(name, bytes) else Path(name).name
     mime = _TYPES.guess_type(file)[0] or ""
     show = _SHOWN.get(mime.partition("/")[0])
-    content = _content(Path(str(medium.source))) if show else None
+    content = None if show is None or medium.member else _content(Path(str(medium.source)))
     between = f"seconds {medium.start or 0:g} to {'the end' if medium.end is None else f'{medium.end:g}'}"
     words = [] if medium.start is None and medium.end is None else [between]
     if show is None or content is None:

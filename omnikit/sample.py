@@ -5,11 +5,15 @@ text-only conversation has exactly the ids of the backbone's own chat template. 
 special token.
 """
 
+import functools
+import hashlib
 import re
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol, Self
 
 from omnikit.component import Chat, Grid, Input, Medium, ProjectorConfig, ReaderConfig, Sample, Turn, count
+from omnikit.media import MediaError
 from omnikit.reading import Reading
 
 
@@ -33,6 +37,23 @@ class Place(NamedTuple):
     tokens: int
 
 
+class BadSample(ValueError):
+    """A sample that cannot be used, by its own fault; the message begins with its id."""
+
+
+class TooLong(BadSample):
+    """A sample that does not fit in a pack, however small its media are made."""
+
+
+@contextmanager
+def blamed(name: str, modality: str, error: type[ValueError]) -> Iterator[None]:
+    """Turns such an error about a medium of the sample `name` into a BadSample."""
+    try:
+        yield
+    except error as reason:
+        raise BadSample(f"sample {name}: {modality}: {reason}") from reason
+
+
 class Layout(NamedTuple):
     """A sample as the backbone sees it. `ids` holds 0 where media go; `learned[i]`: position i is predicted."""
 
@@ -40,6 +61,17 @@ class Layout(NamedTuple):
     ids: list[int]
     learned: list[bool]
     places: tuple[Place, ...]
+    shrunk: str = ""
+    """Which media were made smaller so that the sample fits, in words."""
+    cut: str = ""
+    """What text was left out so that it fits, in words."""
+    bad: str = ""
+    """Why nothing of it can be used: its places are padding."""
+
+    @classmethod
+    def padding(cls, name: str, length: int, reason: str) -> Self:
+        """In the stead of a sample that turned out bad: its places, empty, so that its neighbours stay theirs."""
+        return cls(name, [0] * length, [False] * length, (), bad=reason)
 
     @property
     def group(self) -> str:
@@ -80,6 +112,10 @@ class Tokenizer(Protocol):
         """The text of ids, special tokens left out."""
         ...
 
+    def to_str(self) -> str:
+        """All of it as JSON."""
+        ...
+
 
 class Layouter:
     """Lays samples out for one backbone and its modalities."""
@@ -91,11 +127,20 @@ class Layouter:
         self.special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
         self.stop = self._special(chat.stop)
 
-    def __call__(self, sample: Sample, rename: Mapping[str, str] | None = None, answer: bool = True) -> Layout:
+    def __call__(
+        self,
+        sample: Sample,
+        rename: Mapping[str, str] | None = None,
+        answer: bool = True,
+        room: int | None = None,
+        cut: bool = False,
+    ) -> Layout:
         """The layout of `sample`, each medium at its largest grid.
 
         `rename` sends a modality's media through another one's branch. With `answer` False the layout stops where the
-        last assistant turn's content would begin: the prompt of generation.
+        last assistant turn's content would begin: the prompt of generation. In a `room` of so many places media become
+        smaller, the one with most tokens first, until the sample fits; if that is not enough, it is cut off at its end
+        where `cut` says so, never within a medium, and else it is `TooLong`.
         """
         draft = _Draft(self, sample.id)
         turns = sample.turns
@@ -104,12 +149,12 @@ class Layouter:
         if not answer:
             last = max((index for index, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
             if last < 0:
-                raise ValueError(f"sample {sample.id}: has no assistant turn; there is nothing to answer")
+                raise BadSample(f"sample {sample.id}: has no assistant turn; there is nothing to answer")
             turns = (*turns[:last], Turn("assistant", ()))
         draft.template(self.chat.open)
         for index, turn in enumerate(turns):
             if turn.role not in self.chat.prefix:
-                raise ValueError(
+                raise ValueError(  # no BadSample: the recipe is at fault
                     f"sample {sample.id}: chat has no prefix for role {turn.role!r}; add it to backbone.chat"
                 )
             draft.template(self.chat.prefix[turn.role])
@@ -122,7 +167,12 @@ class Layouter:
                 else:
                     draft.text(value, learned)
             draft.template(self.chat.suffix.get(turn.role, ""), learn_stop=learned)
-        return draft.finish()
+        return draft.finish(room, cut)
+
+    @functools.cached_property
+    def tokenizer_digest(self) -> str:
+        """The sha256 of all that the tokenizer is."""
+        return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
 
     def _special(self, token: str) -> int:
         index = self.tokenizer.token_to_id(token)
@@ -139,6 +189,7 @@ class _Draft:
         self.ids: list[int] = []
         self.learned: list[bool] = []
         self.places: list[Place] = []
+        self.smaller: list[list[Grid]] = []  # of each place, the grids that its reader also gives, largest first
         self.pending: list[tuple[str, bool]] = []
 
     def text(self, text: str, learned: bool) -> None:
@@ -162,16 +213,16 @@ class _Draft:
         branch = self.layouter.branches.get(modality)
         if branch is None:
             known = ", ".join(self.layouter.branches) or "none"
-            raise ValueError(f"sample {self.name}: the recipe has no modality {modality!r}; modalities: {known}")
+            raise BadSample(f"sample {self.name}: the recipe has no modality {modality!r}; modalities: {known}")
         chat = self.layouter.chat
         self.template(chat.begin.get(modality, ""))
         self._cut()
-        try:
-            grid = branch.reading.grids(branch.reader, medium, branch.input)[0]
+        with blamed(self.name, modality, MediaError):  # not if no worker can be started
+            grid, *smaller = branch.reading.grids(branch.reader, medium, branch.input)
+        with blamed(self.name, modality, ValueError):
             tokens = count(branch.projector.shrink(grid))
-        except ValueError as error:
-            raise ValueError(f"sample {self.name}: {modality}: {error}") from error
         self.places.append(Place(modality, medium, grid, len(self.ids), tokens))
+        self.smaller.append(smaller)
         self.ids.extend([0] * tokens)
         self.learned.extend([False] * tokens)
         self.template(chat.end.get(modality, ""))
@@ -191,8 +242,68 @@ class _Draft:
         self.learned.extend(any(a <= start < b for a, b in spans) for start, _ in encoding.offsets)
         self.pending.clear()
 
-    def finish(self) -> Layout:
+    def finish(self, room: int | None, cut: bool) -> Layout:
         self._cut()
         if not self.ids:
-            raise ValueError(f"sample {self.name}: has nothing in it")
-        return Layout(self.name, self.ids, self.learned, tuple(self.places))
+            raise BadSample(f"sample {self.name}: has nothing in it")
+        layout = Layout(self.name, self.ids, self.learned, tuple(self.places))
+        if room is None or len(layout.ids) <= room:
+            return layout
+        layout = self._shrink(layout, room)
+        if len(layout.ids) <= room:
+            return layout
+        if not cut:
+            at_smallest = " with its media at their smallest" if layout.places else ""
+            raise TooLong(
+                f"sample {self.name}: has {len(layout.ids)} tokens{at_smallest}, more than a pack of {room}; "
+                "raise the stage's batch.length, or let it cut: batch.cut: true"
+            )
+        return _cut_off(layout, room)
+
+    def _shrink(self, layout: Layout, room: int) -> Layout:
+        """Each time the medium with most tokens takes its next smaller grid, until all fits or none has a smaller."""
+        shrink = {name: branch.projector.shrink for name, branch in self.layouter.branches.items()}
+        places, smaller = list(layout.places), [list(grids) for grids in self.smaller]
+        excess = len(layout.ids) - room
+        while excess > 0 and (able := [number for number, grids in enumerate(smaller) if grids]):
+            number = max(able, key=lambda number: (places[number].tokens, -number))
+            grid = smaller[number].pop(0)
+            tokens = count(shrink[places[number].modality](grid))
+            if tokens < places[number].tokens:
+                excess -= places[number].tokens - tokens
+                places[number] = places[number]._replace(grid=grid, tokens=tokens)
+        return _refilled(layout, places)
+
+
+def _refilled(layout: Layout, places: list[Place]) -> Layout:
+    """The layout with these places, smaller than its own, in the stead of its own."""
+    ids: list[int] = []
+    learned: list[bool] = []
+    moved: list[Place] = []
+    end, told = 0, []
+    for old, new in zip(layout.places, places, strict=True):
+        ids += layout.ids[end : old.start]
+        learned += layout.learned[end : old.start]
+        moved.append(new._replace(start=len(ids)))
+        ids += [0] * new.tokens
+        learned += [False] * new.tokens
+        end = old.start + old.tokens
+        if new.grid != old.grid:
+            told.append(f"{old.modality} {old.grid} to {new.grid}")
+    ids += layout.ids[end:]
+    learned += layout.learned[end:]
+    return layout._replace(ids=ids, learned=learned, places=tuple(moved), shrunk=", ".join(told))
+
+
+def _cut_off(layout: Layout, room: int) -> Layout:
+    """The first `room` places of the layout, fewer where a medium lies across the edge."""
+    end = min((place.start for place in layout.places if place.start + place.tokens > room), default=room)
+    end = min(end, room)
+    if not any(layout.learned[1:end]):
+        raise TooLong(
+            f"sample {layout.id}: has {len(layout.ids)} tokens, and none to learn among the first {end}, which is all "
+            f"that a pack of {room} takes; raise the stage's batch.length"
+        )
+    places = tuple(place for place in layout.places if place.start < end)
+    told = f"{len(layout.ids) - end} of {len(layout.ids)} tokens"
+    return layout._replace(ids=layout.ids[:end], learned=layout.learned[:end], places=places, cut=told)

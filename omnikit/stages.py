@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from omnikit.building import ties
 from omnikit.component import BackboneConfig, EncoderConfig
-from omnikit.data import seed_of
+from omnikit.mixing import seed_of
 from omnikit.model import OmniModel
 from omnikit.protocols import blocks
 from omnikit.recipe import Recipe, Rule, Schedule, modules, rule_for, within

@@ -14,10 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from omnikit.checking import check_recipe
-from omnikit.checkpoint import Checkpoint, RunFolder, flat_tensors, load_into
+from omnikit.checkpoint import BAD, Checkpoint, RunFolder, flat_tensors, load_into
 from omnikit.component import SourceConfig
-from omnikit.data import Position, StageData, faults_of, layouter_of, seed_of, unread
+from omnikit.data import Position, StageData, faults_of, layouter_of, unread
+from omnikit.filling import use_features
+from omnikit.indexing import Note
+from omnikit.ledger import Ledger
 from omnikit.loss import Loss
+from omnikit.mixing import seed_of
 from omnikit.model import OmniModel
 from omnikit.packing import Batch
 from omnikit.recipe import Recipe, built
@@ -46,6 +50,18 @@ class TrainingStopped(RuntimeError):
 class Display(Protocol):
     """Who watches a run."""
 
+    def indexing(self, source: str, done: int, records: int) -> None:
+        """So many of a source's records are indexed. Not called where the index is in the cache."""
+        ...
+
+    def caching(self, what: str, done: int, total: int) -> None:
+        """So many media of a stage are found, or features made, for its cache."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+        ...
+
     def stage(self, name: str, done: int, steps: int) -> None:
         """A stage begins, or goes on after `done` steps."""
         ...
@@ -62,20 +78,22 @@ def train(recipe: Recipe, folder: Path, display: Display) -> RunFolder:
     """
     layouter = layouter_of(recipe)
     check_recipe(recipe)
-    check_data(recipe, layouter)
     run = RunFolder(folder)
+    run.check(recipe)
+    check_data(recipe, layouter, display)
     run.begin(recipe)
     for name in recipe.stages:
         train_stage(recipe, name, run, layouter, display)
     return run
 
 
-def check_data(recipe: Recipe, layouter: Layouter) -> None:
-    """Lay out the first window of every stage and all held-out samples, and read the media that come first.
+def check_data(recipe: Recipe, layouter: Layouter, display: Display) -> None:
+    """Index every stage's data, lay out all held-out samples, and read the media that come first.
 
-    What is wrong is said in one ValueError, a line for each fault.
+    What is wrong is said in one ValueError, a line for each fault. Single bad samples of a stage are none: they are
+    listed when the stage begins.
     """
-    checks = [lambda name=name: StageData(recipe, name, layouter).faults() for name in recipe.stages]
+    checks = [lambda name=name: _stage_faults(recipe, name, layouter, display) for name in recipe.stages]
     checks += [lambda data=entry.data: _heldout_faults(data, layouter) for entry in recipe.heldout.values()]
     found: dict[str, None] = {}
     for check in checks:
@@ -90,6 +108,10 @@ def check_data(recipe: Recipe, layouter: Layouter) -> None:
         raise ValueError("\n".join(lines))
 
 
+def _stage_faults(recipe: Recipe, name: str, layouter: Layouter, display: Display) -> list[str]:
+    return StageData(recipe, name, layouter, display.indexing).unreadable()
+
+
 def _heldout_faults(data: SourceConfig, layouter: Layouter) -> list[str]:
     """What is wrong with any held-out sample, or with the media of the first ones."""
     source = data.open()
@@ -102,8 +124,12 @@ def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, d
     """Train one stage to its last step."""
     stage = recipe.stages[name]
     resumed = run.latest(name)
-    if resumed is not None and resumed.step >= stage.steps:
+    state = {} if resumed is None else resumed.state()
+    if resumed is not None and resumed.step >= state["steps"]:
         return
+    data = StageData(recipe, name, layouter, display.indexing, state.get("indexes", {}))
+    steps = data.steps_planned
+    digests = {key: index.digest for key, index in data.indexes.items()}
 
     # The model as the stages before left it, with this stage's rules.
     model = start_of(recipe, name, run)
@@ -116,21 +142,41 @@ def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, d
     optimizer = optimizer_of(model, rules)
 
     # Where it was cut off, if it was.
-    step, position = 0, Position()
+    step, position, counts = 0, Position(), {}
     if resumed is not None:
-        step, position = resumed.step, Position(*resumed.state()["position"])
+        _check_indexes(state["indexes"], digests, resumed)
+        step, position, counts = resumed.step, Position(*state["position"]), state["ledger"]
+        if data.mark(position) != state["plan"]:
+            raise ValueError(
+                f"{resumed.folder}: its next samples are planned another way now; the versions of grain, numpy or "
+                "omnikit have changed (lock.json): restore them, or give --out another folder"
+            )
         _restore(model, optimizer, resumed)
+    ledger = Ledger({key: recipe.data[key].max_bad for key in stage.data}, counts)
     run.forget_after(name, step)
+    if step == 0:
+        run.list_samples(name, 0, ((key, note) for key, index in data.indexes.items() for note in index.notes()))
     parents = [checkpoint.hash() for checkpoint in ancestors(recipe, name, run)[:1]]
-    display.stage(name, step, stage.steps)
+    # A stage that began without features, since they were too large, goes on without them.
+    cached = state.get("cached", stage.cache)
+    if cached:
+        begun = resumed is not None
+        cached = use_features(recipe, name, model, data, position, steps - step, display, begun)
+    display.stage(name, step, steps)
 
     ended = time.perf_counter()
-    for work in StageData(recipe, name, layouter).steps(position):
+    for work in data.steps(position):
         began = time.perf_counter()
         step += 1
+        bad = [(sample.source, Note(sample.id, "bad", sample.bad)) for sample in work.samples if sample.bad]
+        run.list_samples(name, step, bad)
+        if (told := ledger.add(work.samples)) is not None:
+            raise TrainingStopped(
+                f"{told}. All are listed in {run.path / BAD}; replace their files, then give the same command again"
+            )
         # Chance is arithmetic too: a resumed step draws what it would have drawn.
         torch.manual_seed(seed_of(recipe.run.seed, name, step))
-        factor = rate_factor(stage.schedule, step, stage.steps)
+        factor = rate_factor(stage.schedule, step, steps)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
 
@@ -143,7 +189,7 @@ def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, d
 
         # Sums were differentiated; one division by the label tokens of the whole step makes them a mean, however the
         # step was cut into micro-batches.
-        labels = max(sum(len(batch.labels) for batch in work.batches), 1)
+        labels = sum(len(batch.labels) for batch in work.batches)
         parameters = trained(model)
         idle = [path for path, parameter in parameters.items() if parameter.grad is None]
         if idle:
@@ -151,14 +197,14 @@ def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, d
                 f"stages.{name}.train: {len(idle)} parameters have a rate but no gradient, such as {idle[0]}; "
                 "their module does not use them: freeze them"
             )
-        torch._foreach_mul_([parameter.grad for parameter in parameters.values()], 1 / labels)
+        torch._foreach_mul_([parameter.grad for parameter in parameters.values()], 1 / max(labels, 1))
         norm = float(nn.utils.clip_grad_norm_(parameters.values(), stage.clip))
         totals, counts = sums.read()
-        mean = sum(totals.values()) / labels
+        mean = sum(totals.values()) / max(labels, 1)
         if not (math.isfinite(mean) and math.isfinite(norm)):
             raise TrainingStopped(
                 f"stages.{name}: step {step}: loss {mean}, gradient norm {norm}; the step was not made. "
-                f"Its samples: {', '.join(work.sample_ids)}. Lower the rates, or look at these samples"
+                f"Its samples: {', '.join(sample.id for sample in work.samples)}. Lower the rates, or look at these"
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -173,19 +219,25 @@ def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, d
             "places": sum(batch.segments.numel() for batch in work.batches),
             "norm": norm,
             "rate": factor,
+            "bad": len(bad),
             "wait": began - ended,
             "seconds": time.perf_counter() - began,
         }
         # The metrics come first: a kill in between loses none, and lines without a checkpoint are forgotten.
         run.log(record)
-        last = step == stage.steps
+        last = step == steps
         if last or step % recipe.run.save == 0:
             # The next stage begins with a fresh optimizer, so the last checkpoint needs no state of this one.
             tensors = flat_tensors(model)[0] | ({} if last else _optimizer_tensors(model, optimizer))
             state = {
                 "stage": name,
                 "step": step,
+                "steps": steps,
                 "position": list(work.after),
+                "plan": data.mark(work.after),
+                "indexes": digests,
+                "ledger": ledger.counts,
+                "cached": cached,
                 "parents": parents,
                 "ties": flat_tensors(model)[1],
             }
@@ -194,6 +246,16 @@ def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, d
         if last:
             return
         ended = time.perf_counter()
+
+
+def _check_indexes(before: Mapping[str, str], now: Mapping[str, str], checkpoint: Checkpoint) -> None:
+    """Refuse to go on with a plan other than the one that was begun."""
+    changed = [name for name, digest in now.items() if before.get(name) != digest]
+    if changed:
+        raise ValueError(
+            f"{checkpoint.folder}: data.{changed[0]} has other lengths now than when this was saved; its media, or the "
+            "versions of what reads them, have changed: restore them, or give --out another folder"
+        )
 
 
 def start_of(recipe: Recipe, name: str, run: RunFolder) -> OmniModel:

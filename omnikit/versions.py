@@ -1,5 +1,6 @@
 """What a run depends on besides its recipe and data: versions and the machine."""
 
+import functools
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -15,11 +16,13 @@ PACKAGES = (
     "av",
     "decord",
     "pillow",
+    "pyarrow",
     "soundfile",
     "soxr",
 )
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Version of each package that can change a result, plugins included; "absent" where one is not installed."""
     plugins = {entry.dist.name for entry in entry_points(group="omnikit") if entry.dist}

@@ -37,6 +37,14 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Indexes of data sets go to a folder of the tests' own, never to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMNIKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def registry():
     return Registry.load()
@@ -215,6 +223,9 @@ class Display:
     def __init__(self):
         self.stages, self.records = [], []
 
+    def indexing(self, source, done, records):
+        pass
+
     def stage(self, name, done, steps):
         self.stages.append((name, done, steps))
 
@@ -245,7 +256,7 @@ class Watched(Display):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.optim.AdamW, "step", seen)
-            patch.setattr("omnikit.data.WINDOW", window)
+            patch.setattr("omnikit.mixing.WINDOW", window)
             torch.set_num_threads(1)
             self.run = train(recipe, folder, self)
 
@@ -301,4 +312,5 @@ def tensors_of():
 @pytest.fixture
 def small_windows(monkeypatch):
     """Windows of 16 samples instead of 512: resuming at a window's edge is then a matter of a few steps."""
-    monkeypatch.setattr("omnikit.data.WINDOW", 16)
+    monkeypatch.setattr("omnikit.mixing.WINDOW", 16)
+    monkeypatch.setattr("omnikit.mixing.PACKS", 0)

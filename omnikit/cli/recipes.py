@@ -80,7 +80,8 @@ def _print_tables(name: str, result: dict[str, Any]) -> None:
         stages.columns[column].justify = "right"
     for stage, entry in result["stages"].items():
         for number, (path, row) in enumerate(entry["components"].items()):
-            first = (stage, f"{entry['steps']:,}") if number == 0 else ("", "")
+            told = f"{entry['steps']:,}" if entry["steps"] else f"{entry['epochs']} epochs"
+            first = (stage, told) if number == 0 else ("", "")
             stages.add_row(*first, path, f"{row['params']:,}", f"{row['trainable']:,}", _told(row))
         stages.add_row()
     console.print(stages)

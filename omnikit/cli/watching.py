@@ -13,12 +13,26 @@ class Lines:
         self.stages, self.every = stages, every
         self.steps = self.first = self.tokens = 0
         self.began = 0.0
+        self.indexed: dict[str, float] = {}
+        self.cached: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def indexing(self, source: str, done: int, records: int) -> None:
+        """A line at the end of what took a second or more."""
+        began = self.indexed.setdefault(source, time.monotonic())
+        if done == records and time.monotonic() - began >= 1:
+            self.note(f"indexed {source}: {records:,} records")
+
+    def caching(self, what: str, done: int, total: int) -> None:
+        """A line at the end of what took a second or more."""
+        began = self.cached.setdefault(what, time.monotonic())
+        if done == total and time.monotonic() - began >= 1:
+            self.note(f"{what}: {total:,} in {_duration(time.monotonic() - began)}")
 
     def stage(self, name: str, done: int, steps: int) -> None:
         """A stage begins, or goes on after `done` steps."""
@@ -62,6 +76,8 @@ class Bars(Lines):
             console=Console(stderr=True),
         )
         self.task: TaskID | None = None
+        self.indexes: dict[str, TaskID] = {}
+        self.caches: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -70,8 +86,22 @@ class Bars(Lines):
     def __exit__(self, *_: object) -> None:
         self.bars.stop()
 
+    def indexing(self, source: str, done: int, records: int) -> None:
+        """A bar for each source that is not in the cache."""
+        if source not in self.indexes:
+            self.indexes[source] = self.bars.add_task(f"index of {source}", figures="")
+        self.bars.update(self.indexes[source], completed=done, total=records, visible=done < records)
+
+    def caching(self, what: str, done: int, total: int) -> None:
+        """A bar that is gone when all is done, or the stage begins."""
+        if what not in self.caches:
+            self.caches[what] = self.bars.add_task(what, figures="")
+        self.bars.update(self.caches[what], completed=done, total=total, visible=done < total)
+
     def stage(self, name: str, done: int, steps: int) -> None:
         """A new bar."""
+        for task in self.caches.values():
+            self.bars.update(task, visible=False)
         self.steps, self.first, self.tokens, self.began = steps, done, 0, time.monotonic()
         number = f"{self.stages.index(name) + 1}/{len(self.stages)}"
         width = max(map(len, self.stages))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnikit.component import Item, Medium
-from omnikit.data import WINDOW
+from omnikit.mixing import WINDOW
 from omnikit.packing import collate, pack, positions_of
 from omnikit.sample import Layout, Place
 
@@ -29,10 +29,26 @@ def test_every_index_is_in_one_pack_and_no_pack_is_too_full(lengths):
 
 
 @quick
-@given(st.lists(st.integers(1, CAPACITY), min_size=1, max_size=60), st.permutations(range(60)))
-def test_the_number_of_packs_does_not_depend_on_the_order(lengths, order):
+@given(st.lists(st.integers(CAPACITY // 8, CAPACITY), min_size=1, max_size=60), st.permutations(range(60)))
+def test_of_long_samples_the_number_of_packs_does_not_depend_on_the_order(lengths, order):
     shuffled = [lengths[index] for index in order if index < len(lengths)]
     assert len(pack(lengths, CAPACITY)) == len(pack(shuffled, CAPACITY))
+
+
+@quick
+@given(st.lists(st.integers(1, CAPACITY // 8), min_size=1, max_size=200))
+def test_of_short_samples_all_packs_but_one_are_seven_eighths_full(lengths):
+    sums = sorted(sum(lengths[index] for index in one) for one in pack(lengths, CAPACITY))
+    assert all(total > CAPACITY - CAPACITY // 8 for total in sums[1:])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_packs_are_as_mixed_as_the_samples(seed):
+    """Of two kinds that differ in length nearly every pack holds both; sorted by length, most would hold one."""
+    chance = random.Random(seed)
+    lengths = [chance.choice((18, 28)) for _ in range(WINDOW)]
+    shares = [sum(lengths[index] == 28 for index in one) / len(one) for one in pack(lengths, 512)]
+    assert sum(0.1 < share < 0.9 for share in shares) >= 0.9 * len(shares), shares
 
 
 @pytest.mark.parametrize("seed", range(5))

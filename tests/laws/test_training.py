@@ -25,6 +25,9 @@ class Observed:
     def __init__(self, die_at=None):
         self.stages, self.records, self.die_at = [], [], die_at
 
+    def indexing(self, source, done, records):
+        pass
+
     def stage(self, name, done, steps):
         self.stages.append((name, done, steps))
 
@@ -146,7 +149,7 @@ def test_loss_and_gradients_do_not_depend_on_how_packs_are_cut(recipe_of, parts,
         for loss in losses:
             loss.total.backward()
         gradients = {name: parameter.grad for name, parameter in trained(model).items()}
-        found.append((sum(loss.total.item() for loss in losses), gradients, step.sample_ids))
+        found.append((sum(loss.total.item() for loss in losses), gradients, step.samples))
     total, gradients, ids = found[0]
     for other_total, other_gradients, other_ids in found[1:]:
         assert other_ids == ids
@@ -247,7 +250,8 @@ def resumable(recipe_of, parts, tmp_path_factory, tensors_of):
         ),
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("omnikit.data.WINDOW", 16)
+        patch.setattr("omnikit.mixing.WINDOW", 16)
+        patch.setattr("omnikit.mixing.PACKS", 0)
         torch.set_num_threads(1)
         recipe = recipe_of(stages, run={"save": 1, "keep": 100}, config={"attention_dropout": 0.2})
         run = train(recipe, tmp_path_factory.mktemp("whole"), Observed())
@@ -335,10 +339,11 @@ def test_a_fault_of_the_last_stage_is_told_before_the_first_one_trains(recipe_of
     assert not display.stages and not (tmp_path / "run").exists()
 
 
-def test_a_sample_too_long_for_the_last_stage_is_told_before_the_first_one_trains(recipe_of, parts, tmp_path):
+def test_data_too_long_for_the_last_stage_is_told_before_the_first_one_trains(recipe_of, parts, tmp_path):
     stages = dict(parts.stages)
-    stages["omni"] = stages["omni"] | {"batch": {"length": 20, "packs": 2, "micro": 1}}
-    with pytest.raises(ValueError, match=r"^sample v\d+: has \d+ tokens, more than a pack of 20;"):
+    stages["omni"] = stages["omni"] | {"batch": {"length": 10, "packs": 2, "micro": 1}}
+    message = r"^data\.\w+: none of its \d+ records can be used; the first: sample \w+: has \d+ tokens.*a pack of 10;"
+    with pytest.raises(ValueError, match=message):
         train(recipe_of(stages), tmp_path / "run", Observed())
     assert not (tmp_path / "run").exists()
 
@@ -360,7 +365,7 @@ def test_a_step_that_is_no_number_is_not_made_and_its_samples_are_named(
         TrainingStopped, match=r"^stages\.language: step 4: loss (nan|inf).*; the step was not made\. Its samples: t\d"
     ) as caught:
         train(recipe, tmp_path, Observed())
-    assert "\n" not in str(caught.value) and len(first.sample_ids) > 2
+    assert "\n" not in str(caught.value) and len(first.samples) > 2
     monkeypatch.undo()
     run = RunFolder(tmp_path)
     assert run.latest("language").step == 2

@@ -5,6 +5,7 @@
 import itertools
 import json
 import math
+import re
 import shutil
 import time
 from collections import Counter
@@ -13,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from omnikit.builtin.jsonl import Jsonl
+from omnikit.builtin.sources import Jsonl
 from omnikit.component import Medium, Sample, Turn
-from omnikit.data import WINDOW, Position, StageData, _mixture, layouter_of
+from omnikit.data import Position, StageData, layouter_of
+from omnikit.mixing import WINDOW, _by_shares
 
 DATA = {"text": 1, "image": 2, "video": 1, "audio": 1, "mixed": 1}
 
@@ -35,8 +37,8 @@ def data_of(small_windows):
     return lambda recipe, name="one": StageData(recipe, name, layouter_of(recipe))
 
 
-def ids_of(packs):
-    return [[layout.id for layout in pack] for pack in packs]
+def ids_of(data, packs):
+    return [[data.sources[entry.source][entry.number].id for entry in pack] for pack in packs]
 
 
 # ---------------------------------------------------------------------------------------------------------------- plans
@@ -46,10 +48,10 @@ def test_a_plan_is_a_function_of_seed_stage_and_window(recipe, recipe_of, data_o
     first, second = data_of(recipe), data_of(recipe)
     plans = [first.plan(window) for window in range(4)]
     assert [second.plan(window) for window in (3, 1, 0, 2)] == [plans[3], plans[1], plans[0], plans[2]]
-    assert len({str(ids_of(plan)) for plan in plans}) == 4, "no two windows are alike"
-    assert ids_of(data_of(recipe, "two").plan(0)) != ids_of(plans[0])
+    assert len(set(map(str, plans))) == 4, "no two windows are alike"
+    assert data_of(recipe, "two").plan(0) != plans[0]
     other = recipe.model_copy(update={"run": recipe.run.model_copy(update={"seed": 1})})
-    assert ids_of(data_of(other).plan(0)) != ids_of(plans[0])
+    assert data_of(other).plan(0) != plans[0]
 
 
 def test_a_window_holds_its_samples_once_in_packs_that_are_not_sorted_by_length(recipe, data_of):
@@ -57,10 +59,12 @@ def test_a_window_holds_its_samples_once_in_packs_that_are_not_sorted_by_length(
     for window in range(3):
         packs = data.plan(window)
         positions = range(window * 16, (window + 1) * 16)
-        expected = Counter(data.sources[key][index].id for key, index in map(data.mixture, positions))
-        assert Counter(layout.id for pack in packs for layout in pack) == expected
-        assert all(sum(len(layout.ids) for layout in pack) <= 64 for pack in packs)
-    longest = [[max(len(layout.ids) for layout in pack) for pack in data.plan(window)] for window in range(6)]
+        assert Counter((one.source, one.number) for pack in packs for one in pack) == Counter(
+            map(data.mixture.at, positions)
+        )
+        assert all(sum(entry.length for entry in pack) <= 64 for pack in packs)
+        assert all(len(data.layout(entry).ids) == entry.length for pack in packs for entry in pack)
+    longest = [[max(entry.length for entry in pack) for pack in data.plan(window)] for window in range(6)]
     assert any(lengths != sorted(lengths, reverse=True) for lengths in longest)
 
 
@@ -77,7 +81,7 @@ def test_packs_are_the_windows_one_after_another(recipe, data_of):
 def same(first, second):
     """Whether two steps are the same to the last bit."""
     return (
-        first.sample_ids == second.sample_ids
+        first.samples == second.samples
         and first.after == second.after
         and all(
             torch.equal(a.ids, b.ids)
@@ -133,7 +137,7 @@ def test_closing_the_steps_ends_their_threads(recipe, data_of):
 
 @pytest.mark.parametrize("shares", [{"a": 1, "b": 1}, {"a": 3, "b": 1, "c": 0.5}, {"a": 1, "b": 99}])
 def test_shares_are_met_at_every_point(shares):
-    mixture = _mixture(dict.fromkeys(shares, 40), shares, seed=0)
+    mixture = _by_shares(dict.fromkeys(shares, 40), shares, seed=0)
     counts = Counter()
     for position in range(600):
         counts[mixture(position)[0]] += 1
@@ -142,7 +146,7 @@ def test_shares_are_met_at_every_point(shares):
 
 
 def test_each_source_is_seen_whole_every_epoch_in_another_order():
-    mixture = _mixture({"a": 40, "b": 30}, {"a": 1, "b": 3}, seed=7)
+    mixture = _by_shares({"a": 40, "b": 30}, {"a": 1, "b": 3}, seed=7)
     seen = {"a": [], "b": []}
     for position in range(600):
         key, index = mixture(position)
@@ -155,7 +159,7 @@ def test_each_source_is_seen_whole_every_epoch_in_another_order():
 
 
 def test_a_single_source_and_a_single_sample_go_on_for_ever():
-    mixture = _mixture({"a": 1}, {"a": 0.2}, seed=0)
+    mixture = _by_shares({"a": 1}, {"a": 0.2}, seed=0)
     assert [mixture(position) for position in (0, 1, 10**6)] == [("a", 0)] * 3
 
 
@@ -164,13 +168,13 @@ def test_a_source_of_any_size_is_reshuffled_every_epoch_and_soon(size):
     """grain alone needs 0.1 s for each place in a shuffle of two samples."""
     epochs = min(60, 6000 // size)
     began = time.process_time()
-    mixture = _mixture({"a": size}, {"a": 1}, seed=3)
+    mixture = _by_shares({"a": size}, {"a": 1}, seed=3)
     orders = [tuple(mixture(epoch * size + place)[1] for place in range(size)) for epoch in range(epochs)]
     assert all(sorted(order) == list(range(size)) for order in orders)
     assert len(set(orders)) == min(math.factorial(min(size, 8)), epochs), "no two are alike, as far as there are orders"
-    again = _mixture({"a": size}, {"a": 1}, seed=3)
+    again = _by_shares({"a": size}, {"a": 1}, seed=3)
     assert [again(place * size)[1] for place in reversed(range(epochs))] == [order[0] for order in reversed(orders)]
-    other = _mixture({"a": size}, {"a": 1}, seed=4)
+    other = _by_shares({"a": size}, {"a": 1}, seed=4)
     assert size < 8 or [other(place)[1] for place in range(size)] != list(orders[0])
     assert time.process_time() - began < 3
 
@@ -182,14 +186,14 @@ def test_windows_are_of_a_size_that_planning_can_bear():
 # --------------------------------------------------------------------------------------------------- samples that fail
 
 
-def test_a_sample_longer_than_a_pack_is_an_error_that_names_it(recipe_of, parts, data_of):
-    short = parts.stage({"video": 1}, {"rest": 1e-3}, batch={"length": 24, "packs": 1})
-    with pytest.raises(
-        ValueError, match=r"^sample v\d+: has 30 tokens, more than a pack of 24; raise the stage's batch\.length"
-    ):
-        data_of(recipe_of({"one": short})).plan(0)
-    exact = parts.stage({"video": 1}, {"rest": 1e-3}, batch={"length": 30, "packs": 1})
-    assert data_of(recipe_of({"one": exact})).plan(0)
+def test_a_sample_longer_than_a_pack_is_dropped_and_told(recipe_of, parts, data_of):
+    short = parts.stage({"video": 1}, {"rest": 1e-3}, batch={"length": 12, "packs": 1})
+    message = (
+        r"^data\.video: none of its \d+ records can be used; the first: sample v\d+: has \d+ tokens with its media at "
+        r"their smallest, more than a pack of 12; raise the stage's batch\.length"
+    )
+    with pytest.raises(ValueError, match=message):
+        data_of(recipe_of({"one": short}))
 
 
 @pytest.fixture
@@ -257,7 +261,6 @@ FAULTS = {
     "start is true": (record({"path": "0.png", "start": True}), r"rows\.jsonl:1: turn 1: image: start and end are seconds"),
     "start is NaN": (b'{"turns": [{"role": "user", "content": [{"image": {"path": "0.png", "start": NaN}}]}]}', r"rows\.jsonl:1: is no JSON \(NaN is no number\)"),
     "ends before it starts": (record({"path": "0.png", "start": 2, "end": 2}), r"rows\.jsonl:1: turn 1: image: ends at 2 s, before it starts"),
-    "system turn without prefix": (turned(("system", "S"), ("user", "a"), ("assistant", "b")), r"^sample s1: chat has no prefix for role 'system'"),
 }
 # fmt: on
 
@@ -268,11 +271,21 @@ def test_a_bad_record_is_one_line_that_says_where(rows, tmp_path, data_of, fault
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("a picture of a circle")
     recipe = rows([bad])
-    with pytest.raises(ValueError, match=message) as caught:
-        data_of(recipe).plan(0)
-    text = str(caught.value)
+    with pytest.raises(ValueError, match=r"^data\.rows: none of its 1 records can be used; the first: ") as caught:
+        data_of(recipe)
+    text = str(caught.value).partition("the first: ")[2]
+    assert re.search(message, text), text
     assert "\n" not in text and len(text) < 600
     assert "rows.jsonl:1" in text or "s1" in text
+
+
+def test_a_role_without_a_prefix_is_the_recipes_fault_not_a_bad_sample(rows, data_of):
+    recipe = rows(
+        [record(name=f"s{number}") for number in range(30)]
+        + [turned(("system", "S"), ("user", "a"), ("assistant", "b"))]
+    )
+    with pytest.raises(ValueError, match=r"^sample s1: chat has no prefix for role 'system'; add it to backbone\.chat"):
+        data_of(recipe)
 
 
 def test_the_line_is_counted_as_an_editor_counts(rows, data_of):
@@ -294,25 +307,37 @@ def test_an_empty_file_and_a_missing_one_are_told(rows, tmp_path, data_of):
         data_of(recipe)
 
 
-def test_a_medium_that_breaks_off_stops_the_step_that_needs_it_and_names_the_sample(rows, tmp_path, data_of):
-    """Its header is sound, so the plan is too: only decoding finds out. The steps before are given."""
+def test_of_a_medium_that_breaks_off_only_the_places_are_left(rows, tmp_path, data_of):
+    """Its header is sound, so the plan is too: only decoding finds out. Nothing else moves."""
     Image.effect_noise((64, 64), 99).convert("RGB").save(tmp_path / "cut.png")
     whole = (tmp_path / "cut.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     records = [record(f"{number % 8}.png", name=f"s{number}") for number in range(15)] + [
         record("cut.png", name="broken")
     ]
-    data = data_of(rows(records, batch={"length": 48, "packs": 1}))
-    order = [[layout.id for layout in pack] for pack in data.plan(0)]
-    before = next(number for number, ids in enumerate(order) if "broken" in ids)
-    assert before > 0, "another seed, please: it comes in the first step"
-    steps, given = data.steps(Position()), 0
-    with pytest.raises(
-        ValueError, match=r"^sample broken: image: .*cut\.png: is a broken picture \(.*\); replace the file$"
-    ):
-        for _ in steps:
-            given += 1
-    assert given == before
+    recipe = rows(records, batch={"length": 48, "packs": 2, "micro": 2})
+    good = take(data_of(recipe).steps(Position()), 4)
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    digests = {"rows": data_of(recipe).indexes["rows"].digest}
+    found = take(StageData(recipe, "one", layouter_of(recipe), digests=digests).steps(Position()), 4)
+    told = [one for step in found for one in step.samples if one.bad]
+    assert {one.id for one in told} == {"broken"}
+    assert re.fullmatch(r"sample broken: image: .*cut\.png: is a broken picture \(.*\); replace the file", told[0].bad)
+    padded = 0
+    for before, after in zip(good, found, strict=True):
+        assert [one.id for one in before.samples] == [one.id for one in after.samples]
+        assert before.after == after.after
+        [a], [b] = before.batches, after.batches
+        gone = (a.segments > 0) & (b.segments == 0)
+        padded += int(gone.sum())
+        assert torch.equal(a.segments[~gone], b.segments[~gone]) and torch.equal(a.ids[~gone], b.ids[~gone])
+        assert not b.ids[gone].any()
+        kept = [number for number, at in enumerate(a.label_at.tolist()) if not gone.flatten()[at]]
+        assert b.label_at.tolist() == a.label_at[kept].tolist() and b.labels.tolist() == a.labels[kept].tolist()
+        names = {one.id for one in before.samples} - {"broken"}
+        assert [o for o in b.media["image"].owners] == [o for o in a.media["image"].owners if o[0] in names]
+    assert padded == len(told) * next(
+        entry.length for pack in data_of(recipe).plan(0) for entry in pack if entry.number == 15
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- jsonl

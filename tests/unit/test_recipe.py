@@ -192,7 +192,7 @@ BAD = {
         "max_tile",
         "r.yaml:6: modalities.image.reader.max_tile: is no known key; did",
     ),
-    "missing key": ("    steps: 10\n", "", "r.yaml:15: stages.align.steps: is missing"),
+    "missing key": ("    steps: 10\n", "", "r.yaml:15: stages.align: needs either steps or epochs"),
     "missing section": ("backbone: hf_causal_lm\n", "", "r.yaml: backbone: is missing"),
     "missing option": (
         "{type: conv_gmlp, rate: 4}",
@@ -702,7 +702,7 @@ def test_bad_sets(refused, text):
 
 
 def test_a_required_key_cannot_be_removed(refused):
-    assert refused(GOOD, "stages.align.steps=null") == ["r.yaml:15: stages.align.steps: is missing; add `steps: ...`"]
+    assert refused(GOOD, "stages.align.steps=null") == ["r.yaml:15: stages.align: needs either steps or epochs"]
 
 
 def test_all_bad_sets_are_told_at_once(refused):
