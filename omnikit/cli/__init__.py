@@ -8,7 +8,9 @@ import typer
 from typer.exceptions import TyperException
 
 from omnikit.cli.chatting import chat
+from omnikit.cli.linting import lint
 from omnikit.cli.plugins import plugins
+from omnikit.cli.preview import preview
 from omnikit.cli.recipes import check, show
 from omnikit.cli.sampledata import data
 from omnikit.cli.surroundings import env
@@ -23,7 +25,9 @@ app = typer.Typer(
 )
 for command in (train, check, show, chat, env):
     app.command()(command)
+data.command()(preview)
 app.add_typer(plugins, name="plugins")
+data.command()(lint)
 app.add_typer(data, name="data")
 
 

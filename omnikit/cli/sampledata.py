@@ -9,13 +9,7 @@ import typer
 
 from omnikit.cli.options import JsonOption
 
-data = typer.Typer(help="Make data to train on.", no_args_is_help=True)
-
-
-@data.callback()
-def _group() -> None:
-    # A group of one command would be that command.
-    pass
+data = typer.Typer(help="Make data to train on, and look at it.", no_args_is_help=True)
 
 
 @data.command()

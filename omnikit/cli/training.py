@@ -35,9 +35,8 @@ def train(
     """
     resolved = load(recipe, sets)
     folder = out or (recipe if recipe.is_dir() else Path("runs") / recipe.stem)
-    missing = list(_missing(resolved))
-    if missing:
-        raise ValueError("\n".join(missing))
+    if gone := list(missing(resolved)):
+        raise ValueError("\n".join(gone))
     try:
         result = _run(resolved, folder)
     except KeyboardInterrupt:
@@ -66,7 +65,7 @@ def _run(recipe: "Recipe", folder: Path) -> dict[str, Any]:
         raise typer.Exit(1) from None
 
 
-def _missing(recipe: "Recipe") -> Iterator[str]:
+def missing(recipe: "Recipe") -> Iterator[str]:
     """What of the recipe's data is not there, a line each, with what to do about it."""
     sources = {f"data.{name}": source for name, source in recipe.data.items()}
     sources |= {f"heldout.{name}.data": entry.data for name, entry in recipe.heldout.items()}

@@ -64,7 +64,11 @@ OPTIONS = {
     "plugins check": ["[NAME]...", "--all", "--json", "kind/type"],
     "plugins new": ["NAME", "--kind <reader|encoder|projector|backbone|source>", "--out FOLDER"],
     "env": ["--json"],
-    "data": ["sample"],
+    "data": ["sample", "preview", "lint"],
+    "data preview": [
+        *("RECIPE", "--stage NAME", "-n N", "--step K", "--out FILE", "--set PATH=VALUE", "--json"),
+    ],
+    "data lint": ["RECIPE", "--set PATH=VALUE", "--source NAME", "--limit N", "--media", "--json"],
     "data sample": ["FOLDER", "--seed N", "--size N", "--json", "GPL-3.0-or-later"],
 }
 

@@ -197,7 +197,7 @@ def test_equal_arguments_give_equal_files(data: Path, tmp_path: Path) -> None:
 def test_a_seed_means_the_same_in_every_process_and_release() -> None:
     """Whoever changes a record or medium on purpose raises make.GENERATOR and writes the new number here."""
     digest = zlib.crc32(repr([(half.records, half.media) for half in plan(0, 40)]).encode())
-    assert (make.GENERATOR, digest) == (1, 1577173312)
+    assert (make.GENERATOR, digest) == (2, 1361643886)
 
 
 def test_another_seed_gives_other_records_and_media() -> None:
