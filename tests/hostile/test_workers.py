@@ -244,7 +244,8 @@ def _square():
 # ------------------------------------------------------------------------------------------------------- their own ends
 
 PROGRAM = """
-import os, sys, threading, time
+import os, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background of a shell
 sys.path.insert(0, {folder!r})
 from bad_readers import GRID, Bad
 from omnikit import reading
