@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from statistics import fmean
 
-from omnikit.recipe import Recipe, rule_for, within
+from omnikit.recipe import Recipe, trains_within
 
 Assignment = list[list[list[int]]]
 """[slot][rank]: numbers of the packs in the rank's micro-batch. One of none is all padding: every rank takes part."""
 
-FORWARD, THROUGH, TRAINED = 1.0, 2.0, 3.0
+CACHED, FORWARD, THROUGH, TRAINED = 0.0, 1.0, 2.0, 3.0
 """Forward passes that a part costs in a step. The gradients of what goes in cost one more, those of the weights another
 (a backward pass is two forward passes, arXiv 2001.08361, section 2.1), and recomputing one again."""
 
@@ -26,18 +26,19 @@ def costing(recipe: Recipe, stage: str) -> Callable[[str, int, float], float]:
 
     `length` is its tokens, `media` what one forward pass of its media through their encoders costs (`Index.cost`).
     A part of which anything trains counts as trained, a frozen backbone passes gradients through, a frozen encoder runs
-    forward alone. Projectors and the head are left out. The encoders of a source that holds several kinds of media
-    count with the mean of what they cost, for the index keeps one number for all media of a record.
+    forward alone, or not at all where the stage has its features from the cache. Projectors and the head are left out.
+    The encoders of a source that holds several kinds of media count with the mean of what they cost, for the index
+    keeps one number for all media of a record.
     """
     used, trains = recipe.stages[stage], recipe.stages[stage].train
 
     def passes(path: str, frozen: float) -> float:
-        rules = [rule_for(path, trains), *((inner, rule) for inner, rule in trains.items() if within(inner, path))]
-        number = TRAINED if any(found and found[1] != "frozen" for found in rules) else frozen
+        number = TRAINED if trains_within(trains, path) else frozen
         return number + (recipe.run.recompute and number > FORWARD)
 
     through = passes("backbone", THROUGH)
-    towers = {name: passes(f"encoders.{entry.encoder}", FORWARD) for name, entry in recipe.modalities.items()}
+    frozen = CACHED if used.cache else FORWARD
+    towers = {name: passes(f"encoders.{entry.encoder}", frozen) for name, entry in recipe.modalities.items()}
     weights = {
         source: fmean([towers[use.as_.get(name, name)] for name in recipe.data[source].modalities] or [FORWARD])
         for source, use in used.data.items()

@@ -7,15 +7,19 @@ makes it while the others wait.
 """
 
 import hashlib
+import json
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-__all__ = ["digest", "folder", "made"]
+from pydantic import BaseModel
+
+__all__ = ["digest", "folder", "key", "made", "sync"]
 
 RACY = 2.0
 """Seconds that a file must have been left alone before its digest is remembered. Clocks of file systems are coarse: a
@@ -51,6 +55,18 @@ def made(name: str, make: Callable[[Path], None]) -> Path:
             if (path := folder() / name).exists():  # where files cannot be locked: another process was faster
                 return path
         return _made(_temporary(), name, make)
+
+
+def key(decides: Mapping[str, Any]) -> str:
+    """40 hex digits that change with anything that decides what an entry holds: plain data, and configs.
+
+    A config counts by its class and its fields but for `weights`: that is a name, and what counts is what it names.
+    """
+
+    def plain(config: BaseModel) -> list[Any]:
+        return [type(config).__qualname__, config.model_dump(mode="json", exclude={"weights"})]
+
+    return hashlib.sha256(json.dumps(decides, sort_keys=True, default=plain).encode()).hexdigest()[:40]
 
 
 def digest(path: Path) -> str:
@@ -100,10 +116,10 @@ def _made(within: Path, name: str, make: Callable[[Path], None]) -> Path:
     with _alone(within, name) as writing:
         if not path.exists():  # or another process made it while this one waited
             make(writing)
-            _sync(writing)
+            sync(writing)
             os.replace(writing, path)
     with suppress(OSError):  # not every system can sync a folder
-        _sync(within)
+        sync(within)
     return path
 
 
@@ -152,7 +168,8 @@ def _is(file: int, path: Path) -> bool:
         return False
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Force a file or a folder to disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

@@ -1,13 +1,23 @@
-"""What `omnikit check` finds out: the model on the meta device, each stage's rules, tokens of each medium."""
+"""What is found out before anything is trained: `check_recipe` asks the recipe alone, `check_data` its data too."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from omnikit.component import count
+from omnikit.component import SourceConfig, count
+from omnikit.data import StageData
+from omnikit.indexing import Progress
 from omnikit.model import OmniModel
+from omnikit.packing import read_items
 from omnikit.recipe import Recipe, built, reach
+from omnikit.sample import Layouter
 from omnikit.stages import components, initialise, rules_by_parameter
+
+FAULTS = 20
+"""Lines that say what is wrong with the data, at most."""
+HELDOUT_READ = 8
+"""Samples of each held-out set whose media are read before training; the rest are only laid out."""
 
 
 def check_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -32,6 +42,45 @@ def check_recipe(recipe: Recipe) -> dict[str, Any]:
         raise ExceptionGroup("recipe", faults)
     tokens = _tokens(recipe)
     return {"stages": stages, "tokens": tokens, "warnings": _warnings(recipe, tokens)}
+
+
+def check_data(recipe: Recipe, layouter: Layouter, progress: Progress) -> None:
+    """Index every stage's data, lay out all held-out samples, and read the media that come first.
+
+    What is wrong is said in one ValueError, a line for each fault. Single bad samples of a stage are none: they are
+    listed when the stage begins.
+    """
+
+    def faults() -> Iterable[Callable[[], Iterable[str]]]:
+        for name in recipe.stages:
+            yield lambda name=name: StageData(recipe, name, layouter, progress).unreadable()
+        for entry in recipe.heldout.values():
+            yield lambda data=entry.data: _heldout_faults(data, layouter)
+
+    found: dict[str, None] = {}
+    for check in faults():
+        try:
+            found |= dict.fromkeys(check())
+        except ValueError as error:
+            found[str(error)] = None
+    lines = list(found)
+    if len(lines) > FAULTS:
+        lines[FAULTS - 1 :] = [f"and {len(lines) - FAULTS + 1} more faults in the data"]
+    if lines:
+        raise ValueError("\n".join(lines))
+
+
+def _heldout_faults(data: SourceConfig, layouter: Layouter) -> list[str]:
+    """What is wrong with any held-out sample, or with the media of the first ones."""
+    found: dict[str, None] = {}
+    for number in range(len(source := data.open())):
+        try:
+            layout = layouter(source[number], answer=False)
+            if number < HELDOUT_READ:
+                read_items((layout,), layouter.branches)
+        except ValueError as error:
+            found[str(error)] = None
+    return list(found)
 
 
 def _components(recipe: Recipe, stage: str, model: OmniModel) -> dict[str, dict[str, Any]]:

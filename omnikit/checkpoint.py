@@ -13,7 +13,6 @@ moment leaves the last committed step; the next start sweeps what was half-writt
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
 import warnings
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
+from omnikit.cache import sync
 from omnikit.component import BackboneConfig, EncoderConfig
 from omnikit.indexing import Note
 from omnikit.recipe import Recipe, dump_recipe
@@ -96,10 +96,10 @@ def save(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) 
             # The writer has been seen to put other things into files of this name and to report success.
             with safe_open(path, framework="pt") as opened:
                 opened.keys()
-        _sync(path)
+        sync(path)
     hashes = {path.name: _sha256(path) for path in files}
     write_atomically(folder / COMMIT, json.dumps(hashes, indent=1) + "\n")
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def _remove(folder: Path) -> None:
@@ -172,13 +172,12 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def begin(self, recipe: Recipe) -> None:
-        """Make the folder, or go on in it, once `check` has nothing against it."""
-        data = self.check(recipe)
+    def begin(self, recipe: Recipe, data: Mapping[str, str]) -> None:
+        """Make the folder, or go on in it; `data` are the fingerprints that `check` gave, which comes first."""
         text = dump_recipe(recipe)
         lock = {
             "recipe": hashlib.sha256(text.encode()).hexdigest(),
-            "data": data,
+            "data": dict(data),
             "weights": {path: config.weights for path, config in _weighted(recipe)},
             "versions": versions(),
         }
@@ -321,17 +320,9 @@ def write_atomically(path: Path, text: str | Iterable[str]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.writelines([text] if isinstance(text, str) else text)
-    _sync(temporary)
+    sync(temporary)
     temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path.parent)
 
 
 def _sha256(path: Path) -> str:

@@ -16,10 +16,10 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -111,7 +111,8 @@ class StageData:
         self.seed = seed_of(recipe.run.seed, name)
         self.sources: dict[str, Sequence[Sample]] = {key: recipe.data[key].open() for key in self.stage.data}
         self.indexes = {
-            key: index_of(recipe, name, key, layouter, progress, digests.get(key)) for key in self.stage.data
+            key: index_of(recipe, name, key, samples, layouter, progress, digests.get(key))
+            for key, samples in self.sources.items()
         }
         self.usable = {key: _usable(recipe.data[key], key, index) for key, index in self.indexes.items()}
         means = {key: float(index.lengths[self.usable[key]].mean()) for key, index in self.indexes.items()}
@@ -261,19 +262,3 @@ def stand_back() -> None:
     torch.set_num_threads(1)  # of this thread's own operations
     if sys.platform == "linux":  # where a thread has a priority of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
-
-
-def faults_of(function: Callable[[Any], object], arguments: Iterable[Any]) -> list[str]:
-    """The distinct errors of the function, of all arguments that it was tried with."""
-    found: dict[str, None] = {}
-    for argument in arguments:
-        try:
-            function(argument)
-        except ValueError as error:
-            found[str(error)] = None
-    return list(found)
-
-
-def unread(layouter: Layouter, layouts: Iterable[Layout]) -> list[str]:
-    """What is wrong with the media of these layouts, found by reading them."""
-    return faults_of(lambda layout: read_items((layout,), layouter.branches), layouts)

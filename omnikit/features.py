@@ -11,7 +11,7 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -128,17 +128,14 @@ def key_of(recipe: Recipe, modality: str, weights: str, device: torch.device) ->
     """What decides the features of a modality besides media and grids, as a hash; `weights` is the encoder's digest."""
     entry = recipe.modalities[modality]
     encoder = recipe.encoders[entry.encoder]
-    parts = [entry.reader, encoder.input, encoder]
-    dumps: list[list[Any]] = [[type(part).__qualname__, part.model_dump(mode="json")] for part in parts]
-    dumps[-1][1].pop("weights", None)  # a name; what counts is what they are
     decides = {
         "version": VERSION,
         "versions": versions(),
-        "parts": dumps,
+        "parts": [entry.reader, encoder.input, encoder],
         "weights": weights,
         "precision": recipe.run.precision,
         "device": device.type,
         # A medium over a limit is bad: it must not be found where a stage with a higher one left it.
-        "limits": recipe.limits.model_dump(mode="json", exclude={"read_seconds", "memory_bytes"}),
+        "limits": recipe.limits.lasting(),
     }
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:40]
+    return cache.key(decides)

@@ -7,6 +7,7 @@ read, and their size and time are remembered: where these have changed, the sour
 """
 
 import hashlib
+import itertools
 import json
 import os
 import threading
@@ -14,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,8 @@ LOOKED_AT = 256
 """Records whose media are looked at when an index is opened: so many usable ones, and so many others."""
 TRIED = 4
 """Records of either kind that are laid out again then."""
+UNPARSED = 0
+"""The stamp of a record that cannot be parsed."""
 ROW = np.dtype([("length", "<u4"), ("cost", "<f4"), ("stamp", "<u4")])
 
 Progress = Callable[[str, int, int], None]
@@ -45,6 +49,15 @@ class Note(NamedTuple):
     id: str
     what: str
     reason: str
+
+
+class _Entry(NamedTuple):
+    """A record's length and cost, what is to be said of it, and its stamp."""
+
+    length: int
+    cost: float
+    notes: list[Note]
+    stamp: int
 
 
 class Index(NamedTuple):
@@ -68,15 +81,21 @@ class Index(NamedTuple):
 
 
 def index_of(
-    recipe: Recipe, stage: str, name: str, layouter: Layouter, progress: Progress, wanted: str | None = None
+    recipe: Recipe,
+    stage: str,
+    name: str,
+    samples: Sequence[Sample],
+    layouter: Layouter,
+    progress: Progress,
+    wanted: str | None = None,
 ) -> Index:
-    """The index of the source `name` as `stage` uses it: out of the cache, else made now, and kept there.
+    """The index of the source `name`, which is open, as `stage` uses it: out of the cache, else made and kept there.
 
     One whose digest is `wanted` is taken as it is, whatever has become of the media since.
     """
-    samples = recipe.data[name].open()
-    len(samples)  # a file that is missing or empty says so
-    key = _key(recipe, stage, name, layouter, len(samples))
+    records = range(len(samples))  # a file that is missing or empty says so
+    entry = partial(_entry, recipe, stage, name, layouter, samples)
+    key = _key(recipe, stage, name, layouter, len(records))
     for index in _kept(key) if wanted else ():
         if index.digest == wanted:
             return index
@@ -86,7 +105,7 @@ def index_of(
 
         def needed(key: str = key, parts: list[Path] = parts) -> list[Path]:
             if not parts:
-                parts.extend(_parts(key, recipe, stage, name, samples, layouter, progress))
+                parts.extend(_parts(key, records, entry, recipe.run.workers or 1, partial(progress, name)))
             return parts
 
         table = cache.made(f"index-{key}.npy", lambda path: _write_table(path, needed()))
@@ -98,7 +117,7 @@ def index_of(
         except (ValueError, EOFError):  # the entry has been damaged
             table.unlink()
             continue
-        changed = _changed(index, samples, lambda number: _entry(recipe, stage, name, samples, layouter, number)[0])
+        changed = _changed(index, samples, entry)
         if not changed or remade:  # what changes whenever it is looked at is no reason to go on for ever
             return index
         remade = bool(parts)
@@ -120,16 +139,16 @@ def _kept(key: str) -> Iterator[Index]:
                     yield index
 
 
-def _changed(index: Index, samples: Sequence[Sample], length: Callable[[int], int]) -> list[tuple[int, int]]:
+def _changed(index: Index, samples: Sequence[Sample], entry: Callable[[int], _Entry]) -> list[tuple[int, int]]:
     """Numbers and new stamps, or lengths, of the records that were looked at and have other ones now.
 
     A few are laid out again: a reader that has been mended, a disk that answers again, change no file.
     """
     kinds = np.flatnonzero(index.lengths == 0), np.flatnonzero(index.lengths)
     looked_at = [number for kind in kinds for number in _some(kind, LOOKED_AT)]
-    changed = [(number, now) for number in looked_at if (now := _stamp(samples, number)) != index.stamps[number]]
+    changed = [(number, now) for number in looked_at if (now := _stamp_of(samples, number)) != index.stamps[number]]
     tried = [number for kind in kinds for number in _some(kind, TRIED)] if not changed else []
-    return changed + [(number, now) for number in tried if (now := length(number)) != index.lengths[number]]
+    return changed + [(number, now) for number in tried if (now := entry(number).length) != index.lengths[number]]
 
 
 def _some(numbers: np.ndarray, most: int) -> list[int]:
@@ -137,14 +156,17 @@ def _some(numbers: np.ndarray, most: int) -> list[int]:
     return numbers[places].tolist()
 
 
-def _stamp(samples: Sequence[Sample], number: int) -> int:
-    """Changes when one of the sample's media files does. 0 for a record that cannot be parsed."""
+def _stamp_of(samples: Sequence[Sample], number: int) -> int:
     try:
-        turns = samples[number].turns
+        return _stamp(samples[number])
     except ValueError:
-        return 0
+        return UNPARSED
+
+
+def _stamp(sample: Sample) -> int:
+    """Changes when one of the sample's media files does."""
     found = 1
-    for medium in (value for turn in turns for _, value in turn.content if isinstance(value, Medium)):
+    for medium in (value for turn in sample.turns for _, value in turn.content if isinstance(value, Medium)):
         if isinstance(medium.source, str):
             try:
                 status = os.stat(medium.source)
@@ -161,13 +183,11 @@ class _Unwanted(Exception):
 def _key(recipe: Recipe, stage: str, name: str, layouter: Layouter, records: int) -> str:
     source, use, batch = recipe.data[name], recipe.stages[stage].data[name], recipe.stages[stage].batch
     met = {use.as_.get(modality, modality) for modality in source.modalities}
-    branches = {}
-    for modality, entry in recipe.modalities.items():
-        if modality in met:
-            encoder = recipe.encoders[entry.encoder]
-            parts = [entry.reader, encoder.input, entry.projector, encoder]
-            branches[modality] = [[type(part).__qualname__, part.model_dump(mode="json")] for part in parts]
-            branches[modality][-1][1].pop("weights", None)
+    branches = {
+        modality: [entry.reader, recipe.encoders[entry.encoder].input, entry.projector, recipe.encoders[entry.encoder]]
+        for modality, entry in recipe.modalities.items()
+        if modality in met
+    }
     decides: dict[str, Any] = {
         "version": VERSION,
         "versions": versions(),
@@ -179,79 +199,69 @@ def _key(recipe: Recipe, stage: str, name: str, layouter: Layouter, records: int
         "chat": layouter.chat.model_dump(mode="json"),
         "tokenizer": layouter.tokenizer_digest,
         "branches": branches,
-        "limits": recipe.limits.model_dump(mode="json", exclude={"read_seconds", "memory_bytes"}),
+        "limits": recipe.limits.lasting(),
     }
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:40]
+    return cache.key(decides)
 
 
-def _entry(
-    recipe: Recipe, stage: str, name: str, samples: Sequence[Sample], layouter: Layouter, number: int
-) -> tuple[int, float, list[Note]]:
-    """The length and cost of a record, and what is to be said of it."""
+def _entry(recipe: Recipe, stage: str, name: str, layouter: Layouter, samples: Sequence[Sample], number: int) -> _Entry:
     batch, use = recipe.stages[stage].batch, recipe.stages[stage].data[name]
     try:
         sample = samples[number]
     except ValueError as error:
-        return 0, 0.0, [Note(f"{name}[{number}]", "bad", str(error))]
+        return _Entry(0, 0.0, [Note(f"{name}[{number}]", "bad", str(error))], UNPARSED)
+    stamp = _stamp(sample)  # before its media are looked at: what changes meanwhile is seen the next time
     try:
         layout = layouter(sample, use.as_, room=batch.length, cut=batch.cut)
     except BadSample as error:
-        return 0, 0.0, [Note(sample.id, "dropped" if isinstance(error, TooLong) else "bad", str(error))]
+        return _Entry(0, 0.0, [Note(sample.id, "dropped" if isinstance(error, TooLong) else "bad", str(error))], stamp)
     told = {"shrunk": layout.shrunk, "cut": layout.cut}
     notes = [Note(layout.id, what, reason) for what, reason in told.items() if reason]
     encoders = {modality: recipe.encoders[entry.encoder] for modality, entry in recipe.modalities.items()}
-    return len(layout.ids), sum(encoders[place.modality].cost(place.grid) for place in layout.places), notes
+    cost = sum(encoders[place.modality].cost(place.grid) for place in layout.places)
+    return _Entry(len(layout.ids), cost, notes, stamp)
 
 
 def _parts(
-    key: str,
-    recipe: Recipe,
-    stage: str,
-    name: str,
-    samples: Sequence[Sample],
-    layouter: Layouter,
-    progress: Progress,
+    key: str, records: range, entry: Callable[[int], _Entry], threads: int, progress: Callable[[int, int], None]
 ) -> list[Path]:
     """The index in parts, each in the cache as soon as it is whole; several are made at a time."""
-    total, unwanted = len(samples), threading.Event()
-
-    def entry(number: int) -> tuple[int, float, list[Note]]:
-        return _entry(recipe, stage, name, samples, layouter, number)
+    unwanted = threading.Event()
 
     def write(path: Path, begin: int) -> None:
         entries = []
-        for number in range(begin, min(begin + PART, total)):
+        for number in records[begin : begin + PART]:
             if unwanted.is_set():
                 raise _Unwanted
-            entries.append((*entry(number), _stamp(samples, number)))
+            entries.append(entry(number))
         path.write_text(json.dumps(entries), encoding="utf-8")
 
     def part(begin: int) -> Path:
         return cache.made(f"index-{key}-{begin:09d}.json", lambda path: write(path, begin))
 
     found = []
-    with ThreadPoolExecutor(recipe.run.workers or 1, thread_name_prefix="index") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="index") as pool:
         try:
-            for path in pool.map(part, range(0, total, PART)):
+            for path in pool.map(part, records[::PART]):
                 found.append(path)
-                progress(name, min(len(found) * PART, total), total)
+                progress(min(len(found) * PART, len(records)), len(records))
         finally:  # of an error or Ctrl-C: nobody waits for the other parts
             unwanted.set()
             pool.shutdown(wait=False, cancel_futures=True)
     return found
 
 
-def _entries(parts: Iterable[Path]) -> Iterator[tuple[int, float, list[list[str]], int]]:
+def _entries(parts: Iterable[Path]) -> Iterator[_Entry]:
     for part in parts:
-        yield from json.loads(part.read_text(encoding="utf-8"))
+        yield from itertools.starmap(_Entry, json.loads(part.read_text(encoding="utf-8")))
 
 
 def _write_table(path: Path, parts: Iterable[Path]) -> None:
-    rows = np.fromiter(((length, cost, stamp) for length, cost, _, stamp in _entries(parts)), ROW)
+    rows = np.fromiter(((entry.length, entry.cost, entry.stamp) for entry in _entries(parts)), ROW)
     with path.open("wb") as file:  # np.save would add to a name
         np.save(file, rows)
 
 
 def _write_notes(path: Path, parts: Iterable[Path]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(note) + "\n" for _, _, notes, _ in _entries(parts) for note in notes)
+        file.writelines(json.dumps(note) + "\n" for entry in _entries(parts) for note in entry.notes)

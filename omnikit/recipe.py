@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from omnikit.recipe_checks import built, check, frozen_encoders, modules, reach, rule_for, within
+from omnikit.recipe_checks import built, check, frozen_encoders, modules, reach, rule_for, trains_within, within
 from omnikit.recipe_json import json_schema
 from omnikit.recipe_merge import apply_sets, read_recipe
 from omnikit.recipe_schema import (
@@ -53,6 +53,7 @@ __all__ = [
     "modules",
     "reach",
     "rule_for",
+    "trains_within",
     "within",
 ]
 

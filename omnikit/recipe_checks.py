@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from omnikit.recipe_schema import Recipe, Rule
 from omnikit.registry import did_you_mean
 
-__all__ = ["built", "check", "frozen_encoders", "modules", "reach", "rule_for", "within"]
+__all__ = ["built", "check", "frozen_encoders", "modules", "reach", "rule_for", "trains_within", "within"]
 
 R = TypeVar("R")
 Found = tuple[tuple[str, ...], str]
@@ -56,11 +56,11 @@ def frozen_encoders(recipe: Recipe, stage: str) -> tuple[str, ...]:
     return tuple(
         name
         for name in recipe.encoders
-        if f"encoders.{name}" in reached and not _trains_within(recipe.stages[stage].train, f"encoders.{name}")
+        if f"encoders.{name}" in reached and not trains_within(recipe.stages[stage].train, f"encoders.{name}")
     )
 
 
-def _trains_within(train: Mapping[str, Rule | Literal["frozen"]], component: str) -> bool:
+def trains_within(train: Mapping[str, Rule | Literal["frozen"]], component: str) -> bool:
     """Whether any parameter of a component has a rate."""
     for path, rule in train.items():
         if path == "rest" or within(component, path):

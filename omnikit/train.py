@@ -13,10 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from omnikit.checking import check_recipe
+from omnikit.checking import check_data, check_recipe
 from omnikit.checkpoint import BAD, Checkpoint, RunFolder, flat_tensors, load_into
-from omnikit.component import SourceConfig
-from omnikit.data import Position, StageData, faults_of, layouter_of, unread
+from omnikit.data import Position, StageData, layouter_of
 from omnikit.filling import use_features
 from omnikit.indexing import Note
 from omnikit.ledger import Ledger
@@ -25,7 +24,7 @@ from omnikit.mixing import seed_of
 from omnikit.model import OmniModel
 from omnikit.packing import Batch
 from omnikit.recipe import Recipe, built
-from omnikit.sample import Layout, Layouter
+from omnikit.sample import Layouter
 from omnikit.stages import (
     apply_rules,
     build,
@@ -36,11 +35,6 @@ from omnikit.stages import (
     rules_by_parameter,
     trained,
 )
-
-FAULTS = 20
-"""Lines that say what is wrong with the data, at most."""
-HELDOUT_READ = 8
-"""Samples of each held-out set whose media are read before training; the rest are only laid out."""
 
 
 class TrainingStopped(RuntimeError):
@@ -79,45 +73,12 @@ def train(recipe: Recipe, folder: Path, display: Display) -> RunFolder:
     layouter = layouter_of(recipe)
     check_recipe(recipe)
     run = RunFolder(folder)
-    run.check(recipe)
-    check_data(recipe, layouter, display)
-    run.begin(recipe)
+    data = run.check(recipe)
+    check_data(recipe, layouter, display.indexing)
+    run.begin(recipe, data)
     for name in recipe.stages:
         train_stage(recipe, name, run, layouter, display)
     return run
-
-
-def check_data(recipe: Recipe, layouter: Layouter, display: Display) -> None:
-    """Index every stage's data, lay out all held-out samples, and read the media that come first.
-
-    What is wrong is said in one ValueError, a line for each fault. Single bad samples of a stage are none: they are
-    listed when the stage begins.
-    """
-    checks = [lambda name=name: _stage_faults(recipe, name, layouter, display) for name in recipe.stages]
-    checks += [lambda data=entry.data: _heldout_faults(data, layouter) for entry in recipe.heldout.values()]
-    found: dict[str, None] = {}
-    for check in checks:
-        try:
-            found |= dict.fromkeys(check())
-        except ValueError as error:
-            found[str(error)] = None
-    lines = list(found)
-    if len(lines) > FAULTS:
-        lines[FAULTS - 1 :] = [f"and {len(lines) - FAULTS + 1} more faults in the data"]
-    if lines:
-        raise ValueError("\n".join(lines))
-
-
-def _stage_faults(recipe: Recipe, name: str, layouter: Layouter, display: Display) -> list[str]:
-    return StageData(recipe, name, layouter, display.indexing).unreadable()
-
-
-def _heldout_faults(data: SourceConfig, layouter: Layouter) -> list[str]:
-    """What is wrong with any held-out sample, or with the media of the first ones."""
-    source = data.open()
-    layouts: list[Layout] = []
-    found = faults_of(lambda index: layouts.append(layouter(source[index], answer=False)), range(len(source)))
-    return found + unread(layouter, layouts[:HELDOUT_READ])
 
 
 def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, display: Display) -> None:
@@ -144,13 +105,8 @@ def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, d
     # Where it was cut off, if it was.
     step, position, counts = 0, Position(), {}
     if resumed is not None:
-        _check_indexes(state["indexes"], digests, resumed)
         step, position, counts = resumed.step, Position(*state["position"]), state["ledger"]
-        if data.mark(position) != state["plan"]:
-            raise ValueError(
-                f"{resumed.folder}: its next samples are planned another way now; the versions of grain, numpy or "
-                "omnikit have changed (lock.json): restore them, or give --out another folder"
-            )
+        _check_plan(state, digests, data.mark(position), resumed)
         _restore(model, optimizer, resumed)
     ledger = Ledger({key: recipe.data[key].max_bad for key in stage.data}, counts)
     run.forget_after(name, step)
@@ -248,13 +204,18 @@ def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, d
         ended = time.perf_counter()
 
 
-def _check_indexes(before: Mapping[str, str], now: Mapping[str, str], checkpoint: Checkpoint) -> None:
+def _check_plan(state: Mapping[str, Any], digests: Mapping[str, str], mark: str, checkpoint: Checkpoint) -> None:
     """Refuse to go on with a plan other than the one that was begun."""
-    changed = [name for name, digest in now.items() if before.get(name) != digest]
+    changed = [name for name, digest in digests.items() if state["indexes"].get(name) != digest]
     if changed:
         raise ValueError(
             f"{checkpoint.folder}: data.{changed[0]} has other lengths now than when this was saved; its media, or the "
             "versions of what reads them, have changed: restore them, or give --out another folder"
+        )
+    if mark != state["plan"]:
+        raise ValueError(
+            f"{checkpoint.folder}: its next samples are planned another way now; the versions of grain, numpy or "
+            "omnikit have changed (lock.json): restore them, or give --out another folder"
         )
 
 

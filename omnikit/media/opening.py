@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from io import BytesIO
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
@@ -48,6 +48,10 @@ class MediaLimits(BaseModel):
     video_seconds: PositiveFloat = 4 * 3600.0
     read_seconds: float = Field(default=120.0, gt=0, le=7 * 86_400)
     memory_bytes: int = Field(default=4 * 2**30, gt=0, le=2**50)
+
+    def lasting(self) -> dict[str, Any]:
+        """What makes a medium unreadable on every machine and at any time, as plain data."""
+        return self.model_dump(mode="json", exclude={"read_seconds", "memory_bytes"})
 
 
 class _Allowance(NamedTuple):

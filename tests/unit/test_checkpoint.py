@@ -25,6 +25,11 @@ TENSORS = {
 }
 
 
+def begin(run, recipe):
+    """As `train` begins a run."""
+    run.begin(recipe, run.check(recipe))
+
+
 def like(tensors):
     return {name: torch.full_like(tensor, 99) for name, tensor in tensors.items()}
 
@@ -79,7 +84,7 @@ class Killed(BaseException):
 class Accident:
     """Replaces functions of omnikit.checkpoint by ones that count their calls and die at the nth of all of them."""
 
-    POINTS = ("write_atomically", "_sync", "_sha256")
+    POINTS = ("write_atomically", "sync", "_sha256")
 
     def __init__(self, monkeypatch, at=None):
         self.calls = 0
@@ -338,7 +343,7 @@ def test_forget_after_drops_only_later_steps_of_its_stage(tmp_path):
 @pytest.fixture
 def begun(tmp_path, recipe_of):
     run = RunFolder(tmp_path / "run")
-    run.begin(recipe_of())
+    begin(run, recipe_of())
     return run
 
 
@@ -348,7 +353,7 @@ def test_begin_writes_a_recipe_that_loads_to_the_same_and_goes_on_with_it(begun,
     assert load_recipe(begun.path / "recipe.yaml", registry) == recipe_of()
     lock = json.loads((begun.path / "lock.json").read_text())
     assert set(lock) == {"recipe", "data", "weights", "versions"} and lock["versions"]["torch"] == version("torch")
-    begun.begin(recipe_of())
+    begin(begun, recipe_of())
 
 
 @pytest.mark.parametrize(
@@ -367,7 +372,7 @@ def test_begin_writes_a_recipe_that_loads_to_the_same_and_goes_on_with_it(begun,
 def test_begin_refuses_a_changed_recipe_and_names_the_key(begun, recipe_of, changes, named):
     before = {path: path.read_bytes() for path in begun.path.iterdir()}
     with pytest.raises(ValueError) as caught:
-        begun.begin(recipe_of(**changes))
+        begin(begun, recipe_of(**changes))
     [line] = str(caught.value).splitlines()
     assert f": {named}" in line and "give --out another folder" in line
     assert {path: path.read_bytes() for path in begun.path.iterdir()} == before, "nothing is written"
@@ -398,22 +403,22 @@ def changed(parts, change):
 )
 def test_begin_refuses_changed_stages(begun, recipe_of, parts, named, change):
     with pytest.raises(ValueError) as caught:
-        begun.begin(recipe_of(changed(parts, change)))
+        begin(begun, recipe_of(changed(parts, change)))
     assert [line.split(": ")[1] for line in str(caught.value).splitlines() if f": {named}: " in line] == [named]
 
 
 def test_begin_refuses_parts_in_another_order(begun, recipe_of, parts):
     """Modalities run, and byte-level tokens are numbered, in the order in which they are written."""
     with pytest.raises(ValueError, match=r": modalities\[order\]: "):
-        begun.begin(recipe_of(modalities=dict(reversed(parts.modalities.items()))))
+        begin(begun, recipe_of(modalities=dict(reversed(parts.modalities.items()))))
     backbone = copy.deepcopy(parts.backbone)
     backbone["chat"]["prefix"] = dict(reversed(backbone["chat"]["prefix"].items()))
     with pytest.raises(ValueError, match=r": backbone\.chat\.prefix\[order\]: "):
-        begun.begin(recipe_of(backbone=backbone))
+        begin(begun, recipe_of(backbone=backbone))
 
 
 def test_begin_allows_what_changes_nothing_that_is_computed(begun, recipe_of):
-    begun.begin(recipe_of(run={"save": 7, "keep": 5, "log": 3}))
+    begin(begun, recipe_of(run={"save": 7, "keep": 5, "log": 3}))
     assert "keep: 5" in (begun.path / "recipe.yaml").read_text()
 
 
@@ -423,28 +428,28 @@ def test_begin_refuses_other_data(tmp_path, recipe_of, world, parts):
     data = {"text": {"type": "jsonl", "path": str(copied)}}
     recipe = recipe_of({"language": parts.stages["language"]}, data=data)
     run = RunFolder(tmp_path / "run")
-    run.begin(recipe)
+    begin(run, recipe)
     with copied.open("a") as file:
         file.write(copied.read_text().splitlines()[0] + "\n")
     with pytest.raises(ValueError, match=r"data\.text has changed since this run began; give --out another folder"):
-        run.begin(recipe)
+        begin(run, recipe)
 
 
 def test_begin_refuses_a_folder_of_something_else(tmp_path, recipe_of):
     (tmp_path / "letters.txt").write_text("dear")
     with pytest.raises(ValueError, match="is not empty and holds no run; give --out a new folder"):
-        RunFolder(tmp_path).begin(recipe_of())
+        begin(RunFolder(tmp_path), recipe_of())
     assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
 
 
 def test_a_begin_that_is_killed_anywhere_can_be_begun_again(tmp_path, recipe_of):
     recipe = recipe_of()
-    for at in range(1, 1 + points_of(lambda: RunFolder(tmp_path / "whole").begin(recipe))):
+    for at in range(1, 1 + points_of(lambda: begin(RunFolder(tmp_path / "whole"), recipe))):
         run = RunFolder(tmp_path / f"run{at}")
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
             Accident(patch, at)
-            run.begin(recipe)
-        run.begin(recipe)
+            begin(run, recipe)
+        begin(run, recipe)
         assert (run.path / "recipe.yaml").is_file() and (run.path / "lock.json").is_file()
     assert at >= 4
 

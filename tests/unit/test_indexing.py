@@ -46,9 +46,13 @@ class Counted:
         self.calls.append((source, done, records))
 
 
+def rows_of(recipe):
+    return recipe.data["rows"].open()
+
+
 def indexed(recipe, wanted=None):
     progress = Counted()
-    return index_of(recipe, "one", "rows", layouter_of(recipe), progress, wanted), progress.calls
+    return index_of(recipe, "one", "rows", rows_of(recipe), layouter_of(recipe), progress, wanted), progress.calls
 
 
 def entries():
@@ -58,7 +62,7 @@ def entries():
 def test_lengths_are_those_of_layouts_and_costs_those_of_encoders(pictures):
     recipe = pictures()
     index, calls = indexed(recipe)
-    layouter, samples = layouter_of(recipe), recipe.data["rows"].open()
+    layouter, samples = layouter_of(recipe), rows_of(recipe)
     layouts = [layouter(sample) for sample in samples]
     assert index.lengths.tolist() == [len(layout.ids) for layout in layouts]
     assert index.cost.tolist() == pytest.approx(
@@ -115,17 +119,19 @@ def test_a_build_that_is_cut_off_goes_on_after_its_last_whole_part(pictures, mon
             return layouter(sample, *args, **options)
 
     with pytest.raises(KeyboardInterrupt):
-        index_of(recipe, "one", "rows", Watched(), Counted())
+        index_of(recipe, "one", "rows", rows_of(recipe), Watched(), Counted())
     assert seen[:5] == ["s0", "s1", "s2", "s3", "s4"] and "s5" not in seen
     assert not any(name.endswith((".npy", ".jsonl")) for name in entries())
     cut = [*seen]
     seen.extend([""] * 6)
-    index = index_of(recipe, "one", "rows", Watched(), Counted())
+    index = index_of(recipe, "one", "rows", rows_of(recipe), Watched(), Counted())
     assert [name for name in seen[len(cut) :] if name][:2] == ["s4", "s5"], "not from the beginning"
     assert set(seen) - {""} == {f"s{number}" for number in range(7)} and len(index.lengths) == 7
     assert len(entries()) == 2, "the parts are gone"
     monkeypatch.setenv("OMNIKIT_CACHE", str(cache.folder().with_name("other")))
-    assert index_of(recipe, "one", "rows", layouter, Counted()).digest == index.digest, "whatever the parts"
+    assert index_of(recipe, "one", "rows", rows_of(recipe), layouter, Counted()).digest == index.digest, (
+        "whatever the parts"
+    )
 
 
 def test_records_that_cannot_be_used_are_in_no_plan(pictures, tmp_path, small_windows):

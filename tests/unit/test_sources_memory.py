@@ -35,7 +35,7 @@ def test_a_pass_over_many_records_and_their_index_leaves_nothing_behind(recipe_o
     recipe = recipe_of({"one": parts.stage({"many": 1}, {"rest": 1e-3})}, data={"many": source})
     opened, layouter, held = recipe.data["many"].open(), layouter_of(recipe), []
 
-    index = index_of(recipe, "one", "many", layouter, lambda _, done, total: held.append((done, resident())))
+    index = index_of(recipe, "one", "many", opened, layouter, lambda _, done, total: held.append((done, resident())))
     assert len(held) == -(-RECORDS // 1024) and held[-1][0] == RECORDS == np.count_nonzero(index.lengths)
     assert slope(held) < MOST, "while it is indexed"
 

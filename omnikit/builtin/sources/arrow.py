@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from omnikit import cache
 from omnikit.builtin.sources.jsonl import parsed
-from omnikit.builtin.sources.paths import digest_of, each, files_of
+from omnikit.builtin.sources.paths import digest_of, each, files_of, missing_of
 from omnikit.builtin.sources.records import RecordSource, Row
 from omnikit.component import Records
 
@@ -45,7 +45,7 @@ class Parquet(RecordSource):
 
     def missing(self) -> str | None:
         """The first file that is not there, or the path when it means no file."""
-        return _gone(files_of(self.path, ".parquet"), self.path)
+        return missing_of(files_of(self.path, ".parquet"), self.path)
 
     def fingerprint(self) -> str:
         """Of the files' content and names."""
@@ -84,7 +84,11 @@ class HFDataset(RecordSource):
         if (folder / "dataset_dict.json").is_file():
             return None  # the wrong folder; `open` says which is right
         try:
-            return _gone(self._files(), self.path) if (folder / "state.json").is_file() else str(folder / "state.json")
+            return (
+                missing_of(self._files(), self.path)
+                if (folder / "state.json").is_file()
+                else str(folder / "state.json")
+            )
         except ValueError:
             return None  # it is there, and broken: `open` says how
 
@@ -161,10 +165,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _is_beside(name: str) -> bool:
     return name == Path(name).name and name not in ("", "..") and "\0" not in name
-
-
-def _gone(files: Sequence[Path], path: str) -> str | None:
-    return next((str(file) for file in files if not file.is_file()), None) if files else path
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows

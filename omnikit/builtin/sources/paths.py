@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from omnikit import cache
 
-__all__ = ["digest_of", "each", "files_of"]
+__all__ = ["digest_of", "each", "files_of", "missing_of"]
 
 T = TypeVar("T")
 
@@ -39,6 +39,11 @@ def files_of(path: str, *ends: str) -> list[Path]:
     if any(letter in path for letter in "*?["):
         return [Path(file) for name in names for file in sorted(glob.glob(name, recursive=True))]
     return [Path(name) for name in names]
+
+
+def missing_of(files: Sequence[Path], path: str) -> str | None:
+    """The first of the path's files that is not there, or the path itself where it means none."""
+    return next((str(file) for file in files if not file.is_file()), None) if files else path
 
 
 def _expanded(path: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ from omnikit import cache
 from omnikit.builtin.sources.arrow import ArrowRows, Stream
 from omnikit.builtin.sources.jsonl import parsed
 from omnikit.builtin.sources.media import KINDS, kind_of
-from omnikit.builtin.sources.paths import digest_of, each, files_of
+from omnikit.builtin.sources.paths import digest_of, each, files_of, missing_of
 from omnikit.builtin.sources.records import RecordSource, Row
 from omnikit.builtin.sources.tar import TarMember, members_of
 from omnikit.component import PICKLES, Medium, Member, Records
@@ -57,8 +57,7 @@ class WebDataset(RecordSource):
 
     def missing(self) -> str | None:
         """The first shard that is not there, or the path when it means no file."""
-        files = files_of(self.path, ".tar")
-        return next((str(file) for file in files if not file.is_file()), None) if files else self.path
+        return missing_of(files_of(self.path, ".tar"), self.path)
 
     def fingerprint(self) -> str:
         """Of the shards' content and names."""
