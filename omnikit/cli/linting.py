@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from omnikit.cli.options import JsonOption, RecipeArgument, SetOption, load
+from omnikit.cli.watching import counted
 
 SHOWN = 10
 """Findings of a kind that are printed."""
@@ -47,8 +48,12 @@ def lint(
     its packs are, and its sources' shares. Exit code 2 when some records or media cannot be used.
     """
     resolved = load(recipe, sets)
+
+    from omnikit.linting import lint as lint_recipe
+
     try:
-        result = _lint(resolved, sources, limit, media)
+        with counted() as progress:
+            result = lint_recipe(resolved, sources, limit, media, progress)
     except KeyboardInterrupt:
         print("stopped; nothing is changed by looking", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -58,27 +63,6 @@ def lint(
         _print_report(str(recipe), result)
     if result["errors"]:
         raise typer.Exit(2)
-
-
-def _lint(recipe: Any, sources: list[str], limit: int | None, decode: bool) -> dict[str, Any]:  # noqa: ANN401
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    from omnikit.linting import lint as lint_recipe
-
-    shown = sys.stderr.isatty()
-    columns = (TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bars:
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-            if not shown and done == total:
-                print(f"{what}: {total}", file=sys.stderr, flush=True)
-
-        return lint_recipe(recipe, sources, limit, decode, progress)
 
 
 def _print_report(name: str, result: dict[str, Any]) -> None:
@@ -194,7 +178,7 @@ def _print_idle(stages: dict[str, Any]) -> None:
 
 
 def _print_findings(result: dict[str, Any]) -> None:
-    from omnikit.linting_tally import KINDS
+    from omnikit.linting import KINDS
 
     numbers = Counter(finding["kind"] for finding in result["findings"])
     for kind, number in numbers.items():

@@ -36,15 +36,14 @@ def preview(
         raise ValueError("\n".join(gone))
 
     from omnikit.checkpoint import write_atomically
+    from omnikit.preview import page_of, summary
     from omnikit.preview import preview as gather
-    from omnikit.preview import summary
-    from omnikit.preview_page import page
 
     kind = Bars if sys.stderr.isatty() else Lines
     with kind([stage], 1) as display:
         shown = gather(resolved, stage, packs, step, display.indexing)
     name = (recipe.resolve() if recipe.is_dir() else recipe).stem
-    write_atomically(out, page(name, shown))
+    write_atomically(out, page_of(name, shown))
     numbers = summary(shown)
     if as_json:
         print(json.dumps({"page": str(out), "recipe": name, **numbers}, indent=1))

@@ -1,13 +1,13 @@
 """`omnikit data sample`."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from omnikit.cli.options import JsonOption
+from omnikit.cli.watching import counted
 
 data = typer.Typer(help="Make data to train on, and look at it.", no_args_is_help=True)
 
@@ -29,23 +29,9 @@ def sample(
     Training and held-out data differ in voices, wording and combinations of attributes. Needs the extra
     omnikit[speech], which is espeak-ng (GPL-3.0-or-later). A folder that already holds this data is left alone.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
     from omnikit.sampledata import make_sample_data
 
-    shown = sys.stderr.isatty()
-    columns = (TextColumn("{task.description:>14}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bars:
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-            if not shown and done == total:
-                print(f"{what}: {total}", file=sys.stderr, flush=True)
-
+    with counted() as progress:
         counts = make_sample_data(folder, seed=seed, size=size, progress=progress)
     if as_json:
         print(json.dumps({"folder": str(folder), "records": counts}, indent=1))

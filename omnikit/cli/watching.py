@@ -1,9 +1,32 @@
-"""How a run is shown: bars on a terminal, plain lines elsewhere. Everything goes to stderr."""
+"""How a run is shown, and other work: bars on a terminal, plain lines elsewhere. Everything goes to stderr."""
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
+
+
+@contextmanager
+def counted() -> Iterator[Callable[[str, int, int], None]]:
+    """Show work that has several parts: yields a function to be told the name of one, how much is done, of how much."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    shown = sys.stderr.isatty()
+    name = TextColumn("{task.description}", justify="right", markup=False)
+    columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bars:
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+            if not shown and done == total:
+                print(f"{what}: {total}", file=sys.stderr, flush=True)
+
+        yield progress
 
 
 class Lines:

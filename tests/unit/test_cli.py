@@ -16,7 +16,7 @@ import yaml
 
 from omnikit.checkpoint import RunFolder
 from omnikit.cli import main
-from omnikit.cli.watching import Bars, Lines
+from omnikit.cli.watching import Bars, Lines, counted
 from omnikit.recipe import dump_recipe, load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -417,6 +417,17 @@ def test_bars_show_loss_speed_and_time_left(capsys):
     err = capsys.readouterr().err
     assert "held-out [red]: 3 samples" in err
     assert re.search(r"1/2 warm_up .*3/4 loss 1\.250  [\d,]+ tokens/s  \d+ s left", " ".join(err.split("\n")))
+
+
+def test_work_in_parts_has_a_bar_for_each_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with counted() as progress:
+        progress("data.[red]", 1, 2)
+        progress("stages", 0, 4)
+        progress("stages", 4, 4)
+    shown = re.sub(r"\x1b\[[?\d;]*[A-Za-z]|\r", "", capsys.readouterr().err)
+    assert re.search(r"data\.\[red\] [━╺]+ 1/2 .*\n    stages ━+ 4/4 [\d:]+\n$", shown), shown
+    assert "stages: 4" not in shown, "a line as well as a bar"
 
 
 def test_chat_answers_a_question_with_media(omnikit, run, world):

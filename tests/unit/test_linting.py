@@ -15,10 +15,9 @@ from omnikit.balancing import costing, dealt, idle_share, in_order
 from omnikit.cli import main
 from omnikit.component import Medium, Sample, SourceConfig, Turn
 from omnikit.data import StageData, layouter_of
-from omnikit.linting import lint
-from omnikit.linting_records import key_of
-from omnikit.linting_stages import Sizes, evenly
-from omnikit.linting_tally import KINDS
+from omnikit.linting import KINDS, lint
+from omnikit.linting.records import key_of
+from omnikit.linting.stages import Sizes, evenly
 from omnikit.recipe import dump_recipe
 
 

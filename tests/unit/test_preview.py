@@ -20,10 +20,10 @@ from omnikit.cli import main
 from omnikit.component import Input, Item, Medium, Mel, Pixels, ReaderConfig
 from omnikit.data import Position, StageData, layouter_of
 from omnikit.packing import positions_of
-from omnikit.preview import preview, summary
-from omnikit.preview_media import LARGEST, Room, SoundAlone, figure, names_of
-from omnikit.preview_page import SINGLE, page
-from omnikit.preview_tokens import pieces, specials, visible
+from omnikit.preview import page_of, preview, summary
+from omnikit.preview.media import LARGEST, Room, SoundAlone, figure, names_of
+from omnikit.preview.page import SINGLE
+from omnikit.preview.tokens import pieces, specials, visible
 from omnikit.recipe import dump_recipe
 from omnikit.sample import Branch
 
@@ -99,7 +99,7 @@ def shown(recipe_of, small_windows):
 
     def make(stage: str, packs: int = 4, step: int = 1, **more: Any):
         found = preview(recipe_of(**more), stage, packs, step)
-        return found, Page(page("world", found))
+        return found, Page(page_of("world", found))
 
     return make
 
@@ -566,7 +566,7 @@ def test_a_page_that_cannot_be_made_leaves_the_old_one(written, omnikit, tmp_pat
         raise OSError(28, "No space left on device", "a.html.tmp")
 
     with monkeypatch.context() as patch:
-        patch.setattr("omnikit.checkpoint._sync", fail)
+        patch.setattr("omnikit.checkpoint.sync", fail)
         code, _, err = omnikit(*args)
     assert (code, err, out.read_text()) == (2, ["a.html.tmp: No space left on device"], "old")
     assert omnikit(*args)[0] == 0 and out.read_text().startswith("<!doctype html>")

@@ -11,15 +11,15 @@ from typing import Any, ClassVar
 import pytest
 from PIL import Image
 
-from omnikit import report as reporting
 from omnikit.checkpoint import RunFolder
 from omnikit.component import Medium, Sample, SourceConfig, Turn
 from omnikit.heldout import Table, table
 from omnikit.recipe_schema import Held, Recipe, Stage
-from omnikit.report import chosen, report, summary
-from omnikit.report_cards import LARGEST, Card
-from omnikit.report_charts import chart, curves, in_order, smooth
-from omnikit.report_page import page
+from omnikit.report import report, results
+from omnikit.report.cards import LARGEST, Card
+from omnikit.report.charts import chart, curves, in_order, smooth
+from omnikit.report.page import page_of
+from omnikit.report.results import chosen, summary
 
 HOSTILE = "</q></p><script>alert('1')</script>\"&amp;<img src=x onerror=1>"
 VOID = {"meta", "img", "br", "wbr", "line"}
@@ -126,7 +126,7 @@ def shown(samples: Sequence[Sample], given: str = "red", metric: str = "exact", 
     recipe = Recipe.model_construct(stages={"only": stage(2, {"rest": 1e-3})})
     records = recorded("only", [{"text": 2.0, HOSTILE: 3.0}, {HOSTILE: 1.0}])
     result = summary(HOSTILE, recipe, records, {"mixed": one | more})
-    text = page(result, {"only": curves(records)}, cards)
+    text = page_of(result, {"only": curves(records)}, cards)
     return text, Tags(text)
 
 
@@ -282,7 +282,7 @@ def test_a_stage_that_has_not_begun_has_an_empty_chart() -> None:
     records = recorded("one", [{"text": 1.0}] * 3)
     result = summary("half", recipe, records, {})
     assert result["stages"]["two"]["loss"] is None and result["stages"]["two"]["steps"] == 0
-    text = words(Tags(page(result, {"one": curves(records), "two": {}}, [])))
+    text = words(Tags(page_of(result, {"one": curves(records), "two": {}}, [])))
     assert "2 stages, 3 of 10 steps" in text and "3 of 4 steps" in text and "no step yet" in text
 
 
@@ -312,7 +312,7 @@ def written(folder: Path, run: Trained, patch: pytest.MonkeyPatch) -> tuple[dict
         "second", [{"image": 2.0}, {"image": 1.0, "text": 3.0}]
     ):
         RunFolder(folder).log(record)
-    patch.setattr(reporting, "Run", run)
+    patch.setattr(results, "Run", run)
     notes: list[str] = []
     return report(folder, notes.append), notes
 

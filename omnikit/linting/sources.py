@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from omnikit.component import Sample, SourceConfig
-from omnikit.linting_records import FATES, Facts, Fit, Renames, hashed
+from omnikit.linting.records import FATES, Facts, Fit, Renames, hashed
 
 KINDS: Mapping[str, tuple[str, str]] = {
     "no_usable_record": ("error", "sources without a usable record"),

@@ -1,4 +1,4 @@
-"""What `omnikit data lint` finds out: what each source holds, what is wrong with it, what the stages make of it.
+"""What is to be known of a recipe's data: what each source holds, what is wrong with it, what the stages make of it.
 
 Every finding is collected and none ends the lint. Of a sample some fifty bytes stay: two hashes, its index, its tokens
 and what they cost.
@@ -16,9 +16,9 @@ import numpy as np
 
 from omnikit.component import Records, Sample
 from omnikit.data import layouter_of
-from omnikit.linting_records import Examiner, Facts, Fit, Remembering
-from omnikit.linting_stages import Sizes, evenly, stage_table
-from omnikit.linting_tally import KINDS, Tally, Use
+from omnikit.linting.records import Examiner, Facts, Fit, Remembering
+from omnikit.linting.sources import KINDS, Tally, Use
+from omnikit.linting.stages import Sizes, evenly, stage_table
 from omnikit.recipe import Recipe, within
 from omnikit.registry import did_you_mean
 from omnikit.sample import Layouter

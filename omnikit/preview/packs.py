@@ -1,4 +1,4 @@
-"""Packs of a stage as the model gets them, to look at: as numbers, and as one self-contained page.
+"""What there is to see of a stage's packs: samples, tokens, labels, media; and all of it as numbers.
 
 Everything is taken from the batch that training would see: ids, segments, labels and media places are those that
 `collate` made, pictures and spectra those that the readers gave.

@@ -5,19 +5,18 @@ Whatever comes from a recipe, a data set or a model is escaped.
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
-from string import Template
 from typing import Any
 
 from omnikit.heldout import Table
-from omnikit.report_cards import Card, mark, samples
-from omnikit.report_charts import Curve, chart, in_order, legend
+from omnikit.pages import fill
+from omnikit.report.cards import Card, mark, samples
+from omnikit.report.charts import Curve, chart, in_order, legend
 
 
-def page(result: Mapping[str, Any], lines: Mapping[str, Mapping[str, Curve]], cards: Sequence[Card]) -> str:
+def page_of(result: Mapping[str, Any], lines: Mapping[str, Mapping[str, Curve]], cards: Sequence[Card]) -> str:
     """The page of a report. `lines` are the loss curves of each stage."""
-    template = Template(files("omnikit").joinpath("report.html").read_text(encoding="utf-8"))
-    return template.substitute(
+    return fill(
+        __package__,
         title=escape(result["recipe"]),
         summary=_in_short(result),
         heldout=_heldout(result["heldout"]) if result["heldout"] else "",

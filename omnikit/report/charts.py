@@ -12,7 +12,7 @@ WIDTH, HEIGHT = 320, 176
 LEFT, RIGHT, TOP, BOTTOM = 30, 310, 10, 152
 POINTS = 120
 COLOURS = 8
-"""Series colours in report.html: the classes c0 to c7."""
+"""Series colours in page.css: the classes c0 to c7."""
 
 
 def curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:

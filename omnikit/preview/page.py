@@ -4,35 +4,34 @@ Whatever comes from a recipe, a data set or a file's name is escaped, and what i
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from omnikit.component import Medium
-from omnikit.preview import Placed, Preview, Row, Segment, Unread, summary
-from omnikit.preview_media import Room, figure
-from omnikit.preview_tokens import pieces, specials, visible
+from omnikit.pages import fill
+from omnikit.preview.media import Room, figure
+from omnikit.preview.packs import Placed, Preview, Row, Segment, Unread, summary
+from omnikit.preview.tokens import pieces, specials, visible
 from omnikit.sample import Layouter
 
 COLOURS = 6
-"""Colours of modalities in preview.html: the classes m0 to m5."""
+"""Colours of modalities in page.css: the classes m0 to m5."""
 SINGLE = 800
 """Tokens of a sample that are shown one by one; the rest is shown as text, by what is learned of it."""
 LONG, MANY = 160, 6
 """Tokens of text and pictures that a sample beside others has at most."""
 
 
-def page(name: str, shown: Preview) -> str:
+def page_of(name: str, shown: Preview) -> str:
     """The page of a preview of the recipe `name`."""
     numbers = summary(shown)
-    template = Template(files("omnikit").joinpath("preview.html").read_text(encoding="utf-8"))
     names = list(shown.layouter.branches)
     last = shown.rows[-1].step
     packs = _Packs(shown.layouter)
     sections = [packs.section(number, row) for number, row in enumerate(shown.rows, 1)]
-    return template.substitute(
+    return fill(
+        __package__,
         title=f"{visible(name)} · {visible(shown.stage)}",
         lead=_lead(shown, f"step {shown.step}" if last == shown.step else f"steps {shown.step} to {last}"),
         facts=_facts(numbers),

@@ -1,4 +1,4 @@
-"""What a run has become: `report.json` for programs, and `report.html`, one self-contained page, for people."""
+"""Measures a run and writes both files of its report: what they hold, and which answers the page shows."""
 
 import json
 from collections import Counter
@@ -11,9 +11,9 @@ from omnikit.generate import Run
 from omnikit.heldout import Table, measure
 from omnikit.recipe import Recipe
 from omnikit.registry import Registry
-from omnikit.report_cards import Card
-from omnikit.report_charts import curves, smooth
-from omnikit.report_page import page
+from omnikit.report.cards import Card
+from omnikit.report.charts import curves, smooth
+from omnikit.report.page import page_of
 from omnikit.versions import environment, versions
 
 CARDS = 12
@@ -36,7 +36,7 @@ def report(folder: Path, note: Callable[[str], None] = lambda text: None) -> dic
     cards = [Card(name, opened[name][index], tables[name]["answers"][index]) for name, index in chosen(tables)]
     lines = {stage: curves(_of(stage, records)) for stage in run.recipe.stages}
     write_atomically(folder / "report.json", json.dumps(result, indent=1) + "\n")
-    write_atomically(folder / "report.html", page(result, lines, cards))
+    write_atomically(folder / "report.html", page_of(result, lines, cards))
     return result
 
 
