@@ -39,7 +39,7 @@ CPU = "1 thread, of CPU time"
 """Seconds of the CPU instead of the clock: what other work on the machine takes does not count."""
 OURS = "omnikit"
 STEP = 2 / 255
-"""One of 255 steps of a pixel's scale: Pillow and torchvision round differently when they resize."""
+"""One of 255 steps of a pixel's scale: Pillow and torch round differently when they resize."""
 
 
 class Contest(NamedTuple):

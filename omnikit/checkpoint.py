@@ -5,6 +5,7 @@
              metrics.jsonl           one line a step
              bad_samples.jsonl       samples that were not used, or not whole: stage, step, source, id, what, reason
              STAGE/step-000200/      safetensors, state.json, and last of all COMMIT with a sha256 per file
+             STAGE/step-000000/      the same of what the stage leaves as it is and no stage before it has saved
 
 A folder without COMMIT does not count. Everything is safetensors or JSON; nothing here can carry code. A kill at any
 moment leaves the last committed step; the next start sweeps what was half-written.
@@ -29,6 +30,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 
 from omnikit.cache import sync
 from omnikit.component import BackboneConfig, EncoderConfig
+from omnikit.distributed import ALONE, World
 from omnikit.indexing import Note
 from omnikit.recipe import Recipe, dump_recipe
 from omnikit.strictyaml import read_file
@@ -39,7 +41,12 @@ METRICS = "metrics.jsonl"
 BAD = "bad_samples.jsonl"
 ORDER = "[order]"
 STATE = "state.json"
-MAY_CHANGE = frozenset({"run.save", "run.keep", "run.log", "run.workers", "limits.read_seconds", "limits.memory_bytes"})
+MAY_CHANGE = frozenset(
+    {
+        *("run.save", "run.keep", "run.log", "run.workers", "run.shard", "run.on_nonfinite", "run.hang"),
+        *("limits.read_seconds", "limits.memory_bytes"),
+    }
+)
 """Paths of a recipe that may differ when a run goes on: they change nothing that is computed."""
 
 
@@ -64,30 +71,40 @@ class Checkpoint(NamedTuple):
 
 
 def flat_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The model's tensors, one name a storage, and the names left out with the name that they share."""
-    tensors: dict[str, Tensor] = {}
-    ties: dict[str, str] = {}
+    """The model's tensors, one name each, and the names left out with the name that they share."""
     seen: dict[int, str] = {}
-    for name, tensor in model.state_dict().items():
-        first = seen.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
-        if first == name:
-            tensors[name] = tensor
-        else:
-            ties[name] = first
-    return tensors, ties
+    owners = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    ties = {name: first for name, tensor in owners if (first := seen.setdefault(id(tensor), name)) != name}
+    state = model.state_dict()
+    return {k: v for k, v in state.items() if k not in ties}, {k: v for k, v in ties.items() if k in state}
 
 
-def save(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write and commit one checkpoint folder. Whatever was there is removed first."""
-    _remove(folder)
-    folder.mkdir(parents=True)
+def save(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], world: World = ALONE) -> None:
+    """Write and commit one checkpoint folder. Whatever was there is removed first.
+
+    Every rank calls it and writes a file of what it holds; the first one commits, once all have.
+    """
+
+    def prepare() -> None:
+        _remove(folder)
+        folder.mkdir(parents=True)
+
+    world.agree(prepare, world.side)
+    _expect_one_process()
+    alone = world.size == 1
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=not alone)
     try:
-        with _single_process():
-            dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder)), no_dist=True)
+        dcp.save(dict(tensors), storage_writer=writer, process_group=world.side, no_dist=alone)
     except CheckpointException as error:  # no Exception, and a page of traces
         reason, _ = next(iter(error.failures.values()))
-        remedy = "make room, then give the same command again"
+        needed = sum(tensor.nbytes for tensor in tensors.values())
+        remedy = f"make room ({needed:,} bytes), then give the same command again"
         raise ValueError(f"{folder}: cannot be written ({reason}); {remedy}") from error
+    if world.is_first:
+        _commit(folder, state)
+
+
+def _commit(folder: Path, state: Mapping[str, Any]) -> None:
     write_atomically(folder / STATE, json.dumps(state, indent=1) + "\n")
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for path in files:
@@ -131,9 +148,15 @@ def load_into(folder: Path, tensors: Mapping[str, Tensor]) -> set[str]:
                 "another recipe; give --out another folder"
             )
     if wanted:
-        with _single_process():
-            dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+        _expect_one_process()
+        dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     return set(wanted)
+
+
+def _expect_one_process() -> None:
+    # Without a process group the checkpoint library warns that it assumes one process; that is what is meant. For good
+    # and not around its calls: they are also made in a thread, and filters are the process's.
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def names_in(folder: Path) -> set[str]:
@@ -142,11 +165,9 @@ def names_in(folder: Path) -> set[str]:
 
 
 def _shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as opened:
-            found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
-    return found
+    # A tensor may lie in parts, in the files of several ranks.
+    stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    return {name: tuple(tensor.size) for name, tensor in stored.items()}
 
 
 def verify(folder: Path) -> str | None:
@@ -171,6 +192,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._sound: set[Path] = set()
+        """Checkpoints that were found to be what they were when saved."""
 
     def begin(self, recipe: Recipe, data: Mapping[str, str]) -> None:
         """Make the folder, or go on in it; `data` are the fingerprints that `check` gave, which comes first."""
@@ -221,19 +244,44 @@ class RunFolder:
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
     def latest(self, stage: str) -> Checkpoint | None:
-        """The newest committed step of a stage that is what it was when saved."""
+        """The newest committed step of a stage that is what it was when saved; None where no step was made."""
         for checkpoint in reversed(self.committed(stage)):
-            fault = verify(checkpoint.folder)
-            if fault is None:
+            if checkpoint.step and self._is_sound(checkpoint, "the checkpoint before it is used"):
                 return checkpoint
-            warnings.warn(f"{fault}; the checkpoint before it is used", stacklevel=2)
         return None
 
-    def save(self, stage: str, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int) -> None:
-        """Commit a step, then remove all but the newest `keep` of the stage."""
-        save(self.path / stage / f"step-{step:06d}", tensors, state)
-        for old in self.committed(stage)[:-keep]:
-            _remove(old.folder)
+    def beginning(self, stage: str) -> Checkpoint | None:
+        """Step 0 of a stage: what the stage does not change and no stage before it has saved. None where all is."""
+        for checkpoint in self.committed(stage)[:1]:
+            if not checkpoint.step and self._is_sound(checkpoint, "what it holds is made as it was for the first time"):
+                return checkpoint
+        return None
+
+    def _is_sound(self, checkpoint: Checkpoint, otherwise: str) -> bool:
+        # Once for each folder: reading all of a large one takes minutes.
+        if checkpoint.folder not in self._sound:
+            fault = verify(checkpoint.folder)
+            if fault is not None:
+                warnings.warn(f"{fault}; {otherwise}", stacklevel=3)
+                return False
+            self._sound.add(checkpoint.folder)
+        return True
+
+    def save(
+        self,
+        stage: str,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        keep: int,
+        world: World = ALONE,
+    ) -> None:
+        """Commit a step, then remove all but the newest `keep` of the stage, and step 0. Called by every rank."""
+        save(self.path / stage / f"step-{step:06d}", tensors, state, world)
+        if world.is_first:
+            for old in self.committed(stage)[:-keep]:
+                if old.step:
+                    _remove(old.folder)
 
     def sweep(self, stages: Iterable[str]) -> None:
         """Remove what a kill left half-written."""
@@ -328,11 +376,3 @@ def write_atomically(path: Path, text: str | Iterable[str]) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _single_process(warnings.catch_warnings):
-    """Without a process group the checkpoint library warns that it assumes one process; that is what is meant."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")

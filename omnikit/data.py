@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import MappingProxyType
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from omnikit.balancing import Assignment, costing, dealt, in_order
 from omnikit.component import Item, Sample, SourceConfig
 from omnikit.indexing import Index, Progress, index_of
 from omnikit.mixing import mixture_of, seed_of
@@ -67,12 +68,33 @@ class Seen(NamedTuple):
     bad: str
 
 
+_Read = tuple[Batch, dict[tuple[int, int], Seen]]
+"""A micro-batch, and its samples by where they stand in the step."""
+
+
 class Step(NamedTuple):
-    """The micro-batches of one step, the samples in them, and the position after it."""
+    """One step, as one rank reads it."""
 
     batches: list[Batch]
+    """The rank's micro-batches: as many as every rank's."""
     samples: list[Seen]
+    """The samples in them, in their order."""
+    at: list[tuple[int, int]]
+    """Where each of them stands in the step: its pack, and its place there."""
+    packs: list[Plan]
+    """The packs of all ranks."""
     after: Position
+    """Where the data stands after the step."""
+
+    def bad(self) -> dict[tuple[int, int], Seen]:
+        """The rank's bad samples by where they stand."""
+        return {at: sample for at, sample in zip(self.at, self.samples, strict=True) if sample.bad}
+
+    def seen(self, bad: Mapping[tuple[int, int], Seen]) -> Iterator[Seen]:
+        """The samples of all ranks in the plan's order, of which those in `bad` were bad; the others have no id."""
+        for number, one in enumerate(self.packs):
+            for place, entry in enumerate(one):
+                yield bad.get((number, place)) or Seen(entry.source, "", "")
 
 
 def layouter_of(recipe: Recipe) -> Layouter:
@@ -118,6 +140,7 @@ class StageData:
         means = {key: float(index.lengths[self.usable[key]].mean()) for key, index in self.indexes.items()}
         sizes = {key: len(usable) for key, usable in self.usable.items()}
         self.mixture = mixture_of(self.stage, sizes, means, self.seed)
+        self.costing = costing(recipe, name)
 
     @functools.cached_property
     def steps_planned(self) -> int:
@@ -198,36 +221,66 @@ class StageData:
                 yield packs[number], Position(window + 1, 0) if last else Position(window, number + 1)
             window, offset = window + 1, 0
 
-    def steps(self, start: Position) -> Iterator[Step]:
-        """Steps from a position on, their media read ahead: a thread for each worker, or two that decode."""
-        size, micro, length = self.stage.batch.packs, self.stage.batch.micro, self.stage.batch.length
+    def dealt(self, packs: Sequence[Plan], ranks: int) -> Assignment:
+        """Which rank computes which packs of a step, and when."""
+        if ranks == 1:
+            return in_order(len(packs), ranks, self.stage.batch.micro)
+        costs = [sum(self.cost(entry) for entry in one) for one in packs]
+        return dealt(costs, ranks, self.stage.batch.micro)
+
+    def cost(self, entry: Entry) -> float:
+        """FLOPs that a sample takes in a step."""
+        return self.costing(entry.source, entry.length, float(self.indexes[entry.source].cost[entry.number]))
+
+    def ids(self, step: Step, ranks: Iterable[int], size: int) -> list[tuple[str, str]]:
+        """Source and id of a step's samples that these ranks of `size` computed; of none, those of all."""
+        chosen = set(ranks) or set(range(size))
+        found = []
+        for slot in self.dealt(step.packs, size):
+            for number in (number for rank in chosen for number in slot[rank]):
+                for entry in step.packs[number]:
+                    try:
+                        name = self.sources[entry.source][entry.number].id
+                    except ValueError:
+                        name = f"{entry.source}[{entry.number}]"
+                    found.append((entry.source, name))
+        return found
+
+    def steps(self, start: Position, rank: int = 0, ranks: int = 1) -> Iterator[Step]:
+        """Steps from a position on, as this rank computes them.
+
+        Their media are read ahead: a thread for each worker, or two that decode.
+        """
+        size, length = self.stage.batch.packs, self.stage.batch.length
         stream = self.packs(start)
 
-        def read(packs: Sequence[Plan]) -> tuple[Batch, list[Seen]]:
-            rows, items, seen = [], [], []
-            for one in packs:
+        def read(packs: Mapping[int, Plan]) -> _Read:
+            rows, items, seen = [], [], {}
+            for number, one in packs.items():
                 layouts = []
-                for entry in one:
+                for place, entry in enumerate(one):
                     layout, found = self.read(entry)
                     layouts.append(layout)
                     items += found
-                    seen.append(Seen(entry.source, layout.id, layout.bad))
+                    seen[number, place] = Seen(entry.source, layout.id, layout.bad)
                 rows.append(tuple(layouts))
-            return collate(rows, items, length), seen
+            # A rank without a pack takes part with one of padding.
+            return collate(rows or [()], items, length), seen
 
         with ThreadPoolExecutor(self.threads, thread_name_prefix="read", initializer=stand_back) as pool:
-            waiting: deque[tuple[list[Future[tuple[Batch, list[Seen]]]], Position]] = deque()
+            waiting: deque[tuple[list[Future[_Read]], list[Plan], Position]] = deque()
             try:
                 while True:
                     while len(waiting) < AHEAD and (taken := list(itertools.islice(stream, size))):
                         packs = [one for one, _ in taken]
-                        futures = [pool.submit(read, packs[i : i + micro]) for i in range(0, len(packs), micro)]
-                        waiting.append((futures, taken[-1][1]))
+                        slots = ({i: packs[i] for i in slot[rank]} for slot in self.dealt(packs, ranks))
+                        waiting.append(([pool.submit(read, slot) for slot in slots], packs, taken[-1][1]))
                     if not waiting:
                         return
-                    futures, after = waiting.popleft()
+                    futures, packs, after = waiting.popleft()
                     made = [future.result() for future in futures]
-                    yield Step([batch for batch, _ in made], [one for _, seen in made for one in seen], after)
+                    seen = {at: sample for _, found in made for at, sample in found.items()}
+                    yield Step([batch for batch, _ in made], list(seen.values()), list(seen), packs, after)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 

@@ -24,7 +24,7 @@ from omnikit.reading import Reading
 from omnikit.recipe import Recipe
 from omnikit.versions import versions
 
-VERSION = 1
+VERSION = 2
 """Raised whenever features, or how they are kept, change."""
 
 
@@ -38,17 +38,24 @@ class Shelf:
         """By item, the shard that holds it."""
         self.digests: dict[tuple[object, ...], str] = {}
         """Of members of files, which `cache.digest` does not remember."""
-        for path in sorted(cache.folder().glob(f"features-{key}-*.safetensors")):
+        self.files: set[Path] = set()
+        self.look()
+
+    def look(self) -> None:
+        """Take in the shards that are in the cache now."""
+        for path in sorted(set(cache.folder().glob(f"features-{self.key}-*.safetensors")) - self.files):
             self.add(path)
 
     def add(self, path: Path) -> None:
         """Take in a shard; one that is damaged is removed, to be made anew."""
+        self.files.add(path)
         try:
             shard = safe_open(path, framework="pt")
             self.shards |= dict.fromkeys(shard.keys(), shard)
         except (SafetensorError, OSError) as error:
             warnings.warn(f"{path}: is damaged ({error}); its features are made anew", stacklevel=2)
             path.unlink(missing_ok=True)
+            self.files.discard(path)
 
     def item(self, medium: Medium, grid: Grid) -> str:
         """The name of an item. A medium whose bytes cannot be read is an OSError or a ValueError."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from omnikit import cache
 from omnikit.component import Item, count
 from omnikit.data import Entry, Position, StageData, stand_back
+from omnikit.distributed import ALONE, World, spread
 from omnikit.features import Shelf, Stored, digest_of, key_of
 from omnikit.model import OmniModel
 from omnikit.packing import read_items
@@ -75,15 +76,19 @@ def use_features(
     steps: int,
     display: Display,
     begun: bool,
+    world: World = ALONE,
 ) -> bool:
     """Fill the cache for the next `steps` steps from `start`, and let `model` and `data` live from it.
 
     False, and nothing changed, where the features are too large, which the display is told; a stage that has `begun`
-    with them then is a ValueError, since it would not end bitwise as it began. The encoders must be as the stage has
-    them, on its device, in evaluation mode.
+    with them then is a ValueError, since it would not end bitwise as it began. The encoders must be in evaluation mode
+    and, on the first rank, as the stage has them; nothing of the model is sharded yet. Ranks share the work.
     """
     encoders = frozen_encoders(recipe, stage)
-    device = next(model.backbone.parameters()).device
+    device = world.device
+    for name in encoders:
+        state = model.encoders[name].to(device).state_dict()
+        spread(state, state, world)
 
     def encoded(encoder: str, item: Item) -> Tensor:
         bf16 = recipe.run.precision == "bf16"
@@ -101,26 +106,30 @@ def use_features(
     widths = {name: examples[encoder].value[:1].nbytes for name, encoder in branches.items()}
 
     total, missing = _missing(recipe, stage, data, start, steps, shelves, widths, display)
-    free = _free()
-    lacking = sum(one.size for one in missing)
-    if total > recipe.run.cache_bytes:
-        told = f"its features take more than run.cache_bytes ({recipe.run.cache_bytes:,} bytes)"
-    elif lacking > free:
-        told = f"its features take {lacking:,} bytes more, and {cache.folder()} has room for {free:,}"
-    else:
-        told = ""
+    told = world.agree(lambda: _no_room(recipe, total, sum(one.size for one in missing)))
     if told and begun:
         raise ValueError(f"stages.{stage}.cache: {told}, but it was begun with them; make room for them")
     if told:
         display.note(f"stage {stage}: {told}; it reads and encodes its media in every step")
         return False
 
-    _fill(stage, data, shelves, missing, lambda one, item: encoded(branches[one.modality], item), display)
+    world.meet()  # all have seen what there is before any makes more
+    _fill(stage, data, shelves, missing, lambda one, item: encoded(branches[one.modality], item), display, world)
     model.stored = examples
     own = {name: branch for name, branch in data.branches.items() if name in shelves}
     stored = {name: branch._replace(reading=Stored.of(branch.reading, shelves[name])) for name, branch in own.items()}
     data.branches = {**data.branches, **stored}
     return True
+
+
+def _no_room(recipe: Recipe, total: int, lacking: int) -> str:
+    """Why features of so many bytes, of which so many are still to be made, cannot be kept; empty where they can."""
+    free = _free()
+    if total > recipe.run.cache_bytes:
+        return f"its features take more than run.cache_bytes ({recipe.run.cache_bytes:,} bytes)"
+    if lacking > free:
+        return f"its features take {lacking:,} bytes more, and {cache.folder()} has room for {free:,}"
+    return ""
 
 
 def _missing(
@@ -176,8 +185,12 @@ def _fill(
     missing: Iterable[_Wanted],
     encoded: Callable[[_Wanted, Item], Tensor],
     display: Display,
+    world: World,
 ) -> None:
-    """Make the shards of what is missing, one after another. A medium that cannot be read is left out."""
+    """Make the shards of what is missing, one after another. A medium that cannot be read is left out.
+
+    The ranks of a machine, which have one cache folder, take turns.
+    """
     missing = sorted(missing, key=lambda one: one.modality)  # stable: within a modality as the steps come
 
     def read(one: _Wanted) -> tuple[_Wanted, Item | None]:
@@ -209,13 +222,17 @@ def _fill(
             raise OSError(str(error)) from error
 
     made = 0
-    for shard in _shards(missing):
-        shelf = shelves[shard[0].modality]
+    for number, shard in enumerate(_shards(missing)):
+        key = shelves[shard[0].modality].key
         items = hashlib.sha256("".join(one.name for one in shard).encode()).hexdigest()[:40]
-        with suppress(_Nothing):
-            name = f"features-{shelf.key}-{items}.safetensors"
-            shelf.add(cache.made(name, lambda path, shard=shard, made=made: write(path, shard, made)))
+        if number % world.locals == world.local:
+            with suppress(_Nothing):
+                name = f"features-{key}-{items}.safetensors"
+                cache.made(name, lambda path, shard=shard, made=made: write(path, shard, made))
         made += len(shard)
+    world.meet()
+    for shelf in shelves.values():
+        shelf.look()
 
 
 def _shards(items: Iterable[_Wanted]) -> Iterator[list[_Wanted]]:

@@ -63,9 +63,13 @@ def to_pixels(views: "np.ndarray", input: Pixels) -> "np.ndarray":
     """Float32 (views, 3, size, size) from uint8 (views, size, size, 3), normalised as `input` says."""
     import numpy as np
 
-    # Planes first, then in place: with colours as the last axis numpy takes five times as long.
-    planes = np.ascontiguousarray(views.transpose(0, 3, 1, 2)).astype(np.float32)
-    planes /= np.float32(255)
-    planes -= np.array(input.mean, np.float32)[:, None, None]
-    planes /= np.array(input.std, np.float32)[:, None, None]
-    return planes
+    mean, std = (np.array(colours, np.float32)[:, None, None] for colours in (input.mean, input.std))
+    pixels = np.empty((len(views), 3, input.size, input.size), np.float32)
+    # Planes first, then in place, and view by view: with colours as the last axis numpy takes five times as long, and
+    # one view stays in the processor's cache.
+    for planes, view in zip(pixels, views, strict=True):
+        planes[...] = view.transpose(2, 0, 1)
+        planes /= np.float32(255)
+        planes -= mean
+        planes /= std
+    return pixels

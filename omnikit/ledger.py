@@ -1,4 +1,4 @@
-"""The account of bad samples: how many of each source a stage has met, and when there are too many to go on."""
+"""When there is too much wrong to go on: the account of bad samples, and that of steps that could not be made."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -7,6 +7,8 @@ from omnikit.data import Seen
 
 IN_A_ROW = 100
 """So many bad samples of a source one after another are no accident, whatever its `max_bad` allows."""
+SKIPPED = 3
+"""So many steps in a row without a finite loss and gradient are no accident."""
 FEWEST = 100
 """Samples of a source before its share of bad ones says something."""
 
@@ -46,3 +48,24 @@ class Ledger:
         else:
             return None
         return f"data.{sample.source}: {many}; the last: {sample.bad}"
+
+
+class Skips:
+    """The steps of one stage that were skipped, since their loss or gradient was no finite number."""
+
+    def __init__(self, allowed: bool, in_a_row: int = 0, total: int = 0) -> None:
+        """`allowed`: a step may be skipped at all. The counts are part of checkpoints."""
+        self.allowed, self.in_a_row, self.total = allowed, in_a_row, total
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many in a row, and in all."""
+        return self.in_a_row, self.total
+
+    def add(self, skipped: bool) -> str | None:
+        """Count a step. What is to be said where the run must not go on, else None."""
+        self.in_a_row = self.in_a_row + 1 if skipped else 0
+        self.total += skipped
+        if skipped and not self.allowed:
+            return "the step was not made"
+        return f"{SKIPPED} steps in a row could not be made" if self.in_a_row == SKIPPED else None

@@ -273,6 +273,11 @@ class Run(Strict):
     `workers` are the processes in which media are opened, so that a decoder that crashes takes only itself with it;
     with 0 the run does it itself. `recompute` saves memory: the activations of every block are computed again in the
     backward pass. `cache_bytes` bounds the features of a stage that keeps them.
+
+    `shard` is how many ranks hold one copy of the weights between them (by default those of a machine), `compile`
+    compiles every block where it stands. `on_nonfinite` says what becomes of a step whose loss or gradient is no finite
+    number: the run stops, or the step is skipped, three in a row at most. A rank that does nothing for `hang` seconds
+    ends the run.
     """
 
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -283,6 +288,10 @@ class Run(Strict):
     workers: int = Field(default=2, ge=0, le=256)
     recompute: bool = False
     cache_bytes: int = Field(default=100_000_000_000, gt=0)
+    shard: int | None = Field(default=None, gt=0)
+    compile: bool = False
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    hang: float = Field(default=900.0, gt=0, le=7 * 86_400)
 
 
 class Recipe(Strict):

@@ -124,8 +124,11 @@ def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
     return schedule.floor + (1 - schedule.floor) * shape
 
 
-def build(recipe: Recipe, modalities: frozenset[str]) -> OmniModel:
-    """The model at its very start: random from the seed, then the weights that the recipe names."""
+def build(recipe: Recipe, modalities: frozenset[str], fill: bool = True) -> OmniModel:
+    """The model at its very start: random from the seed, then the weights that the recipe names.
+
+    Unless `fill`, its parameters are as their memory was.
+    """
     configs: dict[str, BackboneConfig | EncoderConfig] = {"backbone": recipe.backbone}
     configs |= {f"encoders.{name}": config for name, config in recipe.encoders.items()}
     loaded = {path: config for path, config in configs.items() if config.weights is not None}
@@ -133,12 +136,12 @@ def build(recipe: Recipe, modalities: frozenset[str]) -> OmniModel:
     @contextlib.contextmanager
     def seeded(path: str) -> Iterator[None]:
         # Weights to come overwrite what is drawn, and drawing 7 B parameters takes a minute.
-        with _seeded(recipe.run.seed, path), _Undrawn() if path in loaded else contextlib.nullcontext():
+        with _seeded(recipe.run.seed, path), _Undrawn() if path in loaded or not fill else contextlib.nullcontext():
             yield
 
     model = OmniModel(recipe, modalities, seeded=seeded)
     for path, module in components(model).items():
-        if path in loaded:
+        if path in loaded and fill:
             _load_pretrained(path, module, loaded[path])
     return model
 
@@ -244,15 +247,25 @@ def initialise(model: OmniModel, init: dict[str, str], stage_name: str) -> list[
     return kept
 
 
-def recompute_blocks(model: OmniModel) -> None:
-    """Recompute every block's activations in the backward pass, wherever gradients pass through it.
+def units_of(model: OmniModel) -> list[nn.Module]:
+    """The blocks of all components: what is recomputed, compiled and sharded for itself."""
+    return [block for component in components(model).values() for block in blocks(component)]
+
+
+def recompute(units: Iterable[nn.Module]) -> None:
+    """Recompute the activations of these blocks in the backward pass, wherever gradients pass through them.
 
     Not tied to training mode: through a frozen backbone in evaluation mode gradients still flow to a projector, and
     that is where activations cost most.
     """
-    for component in components(model).values():
-        for block in blocks(component):
-            checkpoint(block)
+    for unit in units:
+        checkpoint(unit)
+
+
+def compile_in_place(units: Iterable[nn.Module]) -> None:
+    """Compile every block where it stands: no name changes, and equal blocks are compiled once."""
+    for unit in units:
+        unit.compile()
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:

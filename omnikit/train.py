@@ -4,7 +4,6 @@ The same call again resumes: a stage that is finished is left alone, one that wa
 committed step, and ends with bitwise the weights of a run that was never cut.
 """
 
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,27 +12,32 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from omnikit.account import Account
 from omnikit.checking import check_data, check_recipe
-from omnikit.checkpoint import BAD, Checkpoint, RunFolder, flat_tensors, load_into
+from omnikit.checkpoint import BAD, Checkpoint, RunFolder, flat_tensors, load_into, names_in
 from omnikit.data import Position, StageData, layouter_of
+from omnikit.distributed import World, alone, local, shard, spread, sum_replicas
 from omnikit.filling import use_features
 from omnikit.indexing import Note
-from omnikit.ledger import Ledger
-from omnikit.loss import Loss
+from omnikit.interrupts import Interrupted, Requests
+from omnikit.ledger import Ledger, Skips
 from omnikit.mixing import seed_of
 from omnikit.model import OmniModel
-from omnikit.packing import Batch
-from omnikit.recipe import Recipe, built
+from omnikit.recipe import Recipe, built, within
 from omnikit.sample import Layouter
+from omnikit.saving import Saver
 from omnikit.stages import (
     apply_rules,
     build,
+    compile_in_place,
+    components,
     initialise,
     optimizer_of,
     rate_factor,
-    recompute_blocks,
+    recompute,
     rules_by_parameter,
     trained,
+    units_of,
 )
 
 
@@ -65,26 +69,42 @@ class Display(Protocol):
         ...
 
 
-def train(recipe: Recipe, folder: Path, display: Display) -> RunFolder:
-    """Train every stage of the recipe into `folder`, or go on where it was cut off.
+def train(recipe: Recipe, folder: Path, display: Display, world: World | None = None) -> RunFolder:
+    """Train every stage of the recipe into `folder`, or go on where it was cut off. Every rank calls it alike.
 
-    What is wrong with any stage, its rules or its data, is said before anything is written or trained.
+    What is wrong with any stage, its rules or its data, is said before anything is written or trained. A run that is
+    asked to stop (`omnikit.interrupts`) saves, and raises Interrupted.
     """
-    layouter = layouter_of(recipe)
-    check_recipe(recipe)
+    world = (world or alone()).copies(recipe.run.shard)
     run = RunFolder(folder)
-    data = run.check(recipe)
-    check_data(recipe, layouter, display.indexing)
-    run.begin(recipe, data)
-    for name in recipe.stages:
-        train_stage(recipe, name, run, layouter, display)
+
+    def begin() -> None:
+        layouter = layouter_of(recipe)
+        check_recipe(recipe)
+        data = run.check(recipe)
+        check_data(recipe, layouter, display.indexing)
+        run.begin(recipe, data)
+
+    world.agree(begin)
+    layouter = layouter_of(recipe)
+    with Requests() as requests:
+        for name in recipe.stages:
+            train_stage(recipe, name, run, layouter, display, world, requests)
     return run
 
 
-def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, display: Display) -> None:
+def train_stage(
+    recipe: Recipe,
+    name: str,
+    run: RunFolder,
+    layouter: Layouter,
+    display: Display,
+    world: World,
+    requests: Requests,
+) -> None:
     """Train one stage to its last step."""
     stage = recipe.stages[name]
-    resumed = run.latest(name)
+    resumed = world.agree(lambda: run.latest(name))
     state = {} if resumed is None else resumed.state()
     if resumed is not None and resumed.step >= state["steps"]:
         return
@@ -92,116 +112,160 @@ def train_stage(recipe: Recipe, name: str, run: RunFolder, layouter: Layouter, d
     steps = data.steps_planned
     digests = {key: index.digest for key, index in data.indexes.items()}
 
-    # The model as the stages before left it, with this stage's rules.
-    model = start_of(recipe, name, run)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
+    # The model as the stages before left it, on the first rank; elsewhere as its memory was.
+    model = start_of(recipe, name, run, fill=world.is_first)
     rules = rules_by_parameter((parameter for parameter, _ in model.named_parameters()), recipe, name)
     apply_rules(model, rules)
-    if recipe.run.recompute:
-        recompute_blocks(model)
-    optimizer = optimizer_of(model, rules)
-
-    # Where it was cut off, if it was.
-    step, position, counts = 0, Position(), {}
+    step, position = 0, Position()
     if resumed is not None:
-        step, position, counts = resumed.step, Position(*state["position"]), state["ledger"]
+        step, position = resumed.step, Position(*state["position"])
         _check_plan(state, digests, data.mark(position), resumed)
-        _restore(model, optimizer, resumed)
-    ledger = Ledger({key: recipe.data[key].max_bad for key in stage.data}, counts)
-    run.forget_after(name, step)
-    if step == 0:
-        run.list_samples(name, 0, ((key, note) for key, index in data.indexes.items() for note in index.notes()))
-    parents = [checkpoint.hash() for checkpoint in ancestors(recipe, name, run)[:1]]
     # A stage that began without features, since they were too large, goes on without them.
     cached = state.get("cached", stage.cache)
     if cached:
-        begun = resumed is not None
-        cached = use_features(recipe, name, model, data, position, steps - step, display, begun)
-    display.stage(name, step, steps)
+        cached = use_features(recipe, name, model, data, position, steps - step, display, resumed is not None, world)
 
-    ended = time.perf_counter()
-    for work in data.steps(position):
-        began = time.perf_counter()
-        step += 1
-        bad = [(sample.source, Note(sample.id, "bad", sample.bad)) for sample in work.samples if sample.bad]
-        run.list_samples(name, step, bad)
-        if (told := ledger.add(work.samples)) is not None:
-            raise TrainingStopped(
-                f"{told}. All are listed in {run.path / BAD}; replace their files, then give the same command again"
-            )
-        # Chance is arithmetic too: a resumed step draws what it would have drawn.
-        torch.manual_seed(seed_of(recipe.run.seed, name, step))
-        factor = rate_factor(stage.schedule, step, steps)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
+    # Cut up among the ranks.
+    units = units_of(model)
+    if recipe.run.recompute:
+        recompute(units)
+    if recipe.run.compile:
+        compile_in_place(units)
+    whole = flat_tensors(model)[0]
+    shard(model, units, world, recipe.run.precision == "bf16")
+    spread(flat_tensors(model)[0], whole, world)
+    del whole
+    optimizer = optimizer_of(model, rules)
+    if resumed is not None:
+        _restore(model, optimizer, resumed)
 
-        sums = _Sums()
-        for batch in work.batches:
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.run.precision == "bf16"):
-                loss = model(batch.to(device))
-            loss.total.backward()
-            sums.add(batch, loss)
+    ledger = Ledger({key: recipe.data[key].max_bad for key in stage.data}, state.get("ledger", {}))
+    skips = Skips(recipe.run.on_nonfinite == "skip", *state.get("skips", ()))
+    parents = world.agree(lambda: [checkpoint.hash() for checkpoint in ancestors(recipe, name, run)[:1]])
+    if world.is_first:
+        run.forget_after(name, step)
+        if step == 0:
+            run.list_samples(name, 0, ((key, note) for key, index in data.indexes.items() for note in index.notes()))
 
-        # Sums were differentiated; one division by the label tokens of the whole step makes them a mean, however the
-        # step was cut into micro-batches.
-        labels = sum(len(batch.labels) for batch in work.batches)
-        parameters = trained(model)
-        idle = [path for path, parameter in parameters.items() if parameter.grad is None]
-        if idle:
-            raise ValueError(
-                f"stages.{name}.train: {len(idle)} parameters have a rate but no gradient, such as {idle[0]}; "
-                "their module does not use them: freeze them"
-            )
-        torch._foreach_mul_([parameter.grad for parameter in parameters.values()], 1 / max(labels, 1))
-        norm = float(nn.utils.clip_grad_norm_(parameters.values(), stage.clip))
-        totals, counts = sums.read()
-        mean = sum(totals.values()) / max(labels, 1)
-        if not (math.isfinite(mean) and math.isfinite(norm)):
-            raise TrainingStopped(
-                f"stages.{name}: step {step}: loss {mean}, gradient norm {norm}; the step was not made. "
-                f"Its samples: {', '.join(sample.id for sample in work.samples)}. Lower the rates, or look at these"
-            )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-        record = {
+    def state_at(step: int, position: Position) -> dict[str, Any]:
+        return {
             "stage": name,
             "step": step,
-            "loss": mean,
-            "losses": {group: totals[group] / counts[group] for group in totals if counts[group]},
-            "labels": labels,
-            "tokens": sum(int((batch.segments > 0).sum()) for batch in work.batches),
-            "places": sum(batch.segments.numel() for batch in work.batches),
-            "norm": norm,
-            "rate": factor,
-            "bad": len(bad),
-            "wait": began - ended,
-            "seconds": time.perf_counter() - began,
+            "steps": steps,
+            "position": list(position),
+            "plan": data.mark(position),
+            "indexes": digests,
+            "ledger": dict(ledger.counts),  # as it is now: what is written is written later
+            "skips": skips.counts,
+            "cached": cached,
+            "parents": parents,
+            "ties": flat_tensors(model)[1],
         }
-        # The metrics come first: a kill in between loses none, and lines without a checkpoint are forgotten.
-        run.log(record)
-        last = step == steps
-        if last or step % recipe.run.save == 0:
-            # The next stage begins with a fresh optimizer, so the last checkpoint needs no state of this one.
-            tensors = flat_tensors(model)[0] | ({} if last else _optimizer_tensors(model, optimizer))
-            state = {
+
+    display.stage(name, step, steps)
+    with Saver(run, world) as saver:
+        lasting = world.agree(lambda: _unsaved(model, recipe, name, run)) if step == 0 else []
+        if lasting:
+            tensors = flat_tensors(model)[0]
+            saver.save(name, 0, {path: tensors[path] for path in lasting}, state_at(0, position), recipe.run.keep)
+        ended = time.perf_counter()
+        for work in data.steps(position, world.rank, world.size):
+            began = time.perf_counter()
+            step += 1
+            # Chance is arithmetic too: a resumed step draws what it would have drawn.
+            torch.manual_seed(seed_of(recipe.run.seed, name, step, world.rank))
+            factor = rate_factor(stage.schedule, step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+
+            account = Account(built(recipe, name), world)
+            for number, batch in enumerate(work.batches, 1):
+                sum_replicas(model, number == len(work.batches))
+                with torch.autocast(world.device.type, torch.bfloat16, enabled=recipe.run.precision == "bf16"):
+                    loss = model(batch.to(world.device))
+                loss.total.backward()
+                account.add(batch, loss)
+            gradients = _gradients(model, name)
+            bad = work.bad()
+            told = account.settle(gradients, len(bad), bool(requests.asked), began - ended)
+
+            # What is bad, and whether to go on, every rank finds alike.
+            bad = world.union(bad) if told.bad else {}
+            if world.is_first:
+                told_bad = [(one.source, Note(one.id, "bad", one.bad)) for _, one in sorted(bad.items())]
+                run.list_samples(name, step, told_bad)
+            if (verdict := ledger.add(work.seen(bad))) is not None:
+                raise TrainingStopped(
+                    f"{verdict}. All are listed in {run.path / BAD}; replace their files, then give the same command "
+                    "again"
+                )
+            verdict = skips.add(not told.is_finite)
+            if told.is_finite:
+                # Sums were differentiated; one division by the label tokens of the whole step makes them a mean.
+                scale = min(1.0, stage.clip / (told.norm + 1e-6)) / max(told.num_labels, 1)
+                torch._foreach_mul_([local(gradient) for group in gradients.values() for gradient in group], scale)
+                optimizer.step()
+            else:
+                fault = f"stages.{name}: step {step}: loss {told.loss}, gradient norm {told.norm}"
+                ids = data.ids(work, told.faulty, world.size)
+                if world.is_first:
+                    run.list_samples(name, step, [(source, Note(id, "nonfinite", fault)) for source, id in ids])
+                if verdict is not None:
+                    listed = ", ".join(id for _, id in ids)
+                    raise TrainingStopped(
+                        f"{fault}; {verdict}. Its samples: {listed}. Lower the rates, or look at these"
+                    )
+                display.note(f"{fault}; the step was skipped")
+            optimizer.zero_grad(set_to_none=True)
+
+            record = {
                 "stage": name,
                 "step": step,
-                "steps": steps,
-                "position": list(work.after),
-                "plan": data.mark(work.after),
-                "indexes": digests,
-                "ledger": ledger.counts,
-                "cached": cached,
-                "parents": parents,
-                "ties": flat_tensors(model)[1],
+                "loss": told.loss if told.is_finite else None,
+                "losses": told.means if told.is_finite else {},
+                "labels": told.num_labels,
+                "tokens": told.tokens,
+                "places": told.places,
+                "norm": told.norm if told.is_finite else None,
+                "norms": told.norms if told.is_finite else {},
+                "rate": factor,
+                "bad": told.bad,
+                "wait": max(told.waits),
+                "seconds": time.perf_counter() - began,
             }
-            run.save(name, step, tensors, state, recipe.run.keep)
-        display.step(record)
-        if last:
-            return
-        ended = time.perf_counter()
+            # The metrics come first: a kill in between loses none, and lines without a checkpoint are forgotten.
+            if world.is_first:
+                run.log(record)
+            last = step == steps
+            if last or told.asked or step % recipe.run.save == 0:
+                # The next stage begins with a fresh optimizer, so the last checkpoint needs no state of this one.
+                tensors = _changing(model) | ({} if last else _optimizer_tensors(model, optimizer))
+                saver.save(name, step, tensors, state_at(step, work.after), recipe.run.keep)
+            display.step(record)
+            if told.asked and not last:
+                saver.wait()
+                raise Interrupted(f"stages.{name}: stopped and saved after step {step} of {steps}")
+            if last:
+                return
+            ended = time.perf_counter()
+
+
+def _gradients(model: OmniModel, stage: str) -> dict[str, list[Tensor]]:
+    """The gradients of all that trains, by component. A parameter that has none is a ValueError."""
+    found: dict[str, list[Tensor]] = {}
+    idle = []
+    for path, component in components(model).items():
+        for name, parameter in trained(component).items():
+            if parameter.grad is None:
+                idle.append(f"{path}.{name}")
+            else:
+                found.setdefault(path, []).append(parameter.grad)
+    if idle:
+        raise ValueError(
+            f"stages.{stage}.train: {len(idle)} parameters have a rate but no gradient, such as {idle[0]}; "
+            "their module does not use them: freeze them"
+        )
+    return found
 
 
 def _check_plan(state: Mapping[str, Any], digests: Mapping[str, str], mark: str, checkpoint: Checkpoint) -> None:
@@ -219,8 +283,11 @@ def _check_plan(state: Mapping[str, Any], digests: Mapping[str, str], mark: str,
         )
 
 
-def start_of(recipe: Recipe, name: str, run: RunFolder) -> OmniModel:
-    """The model with which a stage begins: what its recipe entry builds, as the stages before left it, after `init`."""
+def start_of(recipe: Recipe, name: str, run: RunFolder, fill: bool = True) -> OmniModel:
+    """The model with which a stage begins: what its recipe entry builds, as the stages before left it, after `init`.
+
+    Unless `fill`, parameters are as their memory was: they are to come from another rank.
+    """
     stage = recipe.stages[name]
     wanted = frozenset(built(recipe, name))
     # A tensor may be copied from a component that this stage does not build.
@@ -229,10 +296,14 @@ def start_of(recipe: Recipe, name: str, run: RunFolder) -> OmniModel:
         for modality, entry in recipe.modalities.items()
         if {f"modalities.{modality}.projector", f"encoders.{entry.encoder}"} & set(stage.init.values())
     )
+    if not fill:
+        return build(recipe, wanted, fill=False)
     model = build(recipe, wanted | lent)
     inherit(model, ancestors(recipe, name, run))
     initialise(model, dict(stage.init), name)
     model.drop(lent - wanted)
+    if (begun := run.beginning(name)) is not None:
+        load_into(begun.folder, flat_tensors(model)[0])
     return model
 
 
@@ -245,30 +316,34 @@ def inherit(model: OmniModel, checkpoints: list[Checkpoint]) -> None:
 
 
 def ancestors(recipe: Recipe, name: str | None, run: RunFolder) -> list[Checkpoint]:
-    """The last checkpoints of the stages before `name` (of all stages when None), newest first."""
+    """What the stages before `name` (all stages when None) have saved last and first, newest first."""
     names = list(recipe.stages)
     before = names if name is None else names[: names.index(name)]
-    found = [run.latest(stage) for stage in before]
-    return [checkpoint for checkpoint in reversed(found) if checkpoint is not None]
+    found = [checkpoint for stage in before for checkpoint in (run.beginning(stage), run.latest(stage))]
+    return list(dict.fromkeys(checkpoint for checkpoint in reversed(found) if checkpoint is not None))
 
 
-class _Sums:
-    """Loss sums and label counts of a step, by group. Read only once the whole step is on its way: one host sync."""
+def _changing(model: OmniModel) -> dict[str, Tensor]:
+    """The tensors that a stage changes: those that train, and the buffers of components of which something trains."""
+    tensors, parameters = flat_tensors(model)[0], dict(model.named_parameters())
+    moving = {path for path, component in components(model).items() if component.training}
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if (parameters[name].requires_grad if name in parameters else any(within(name, path) for path in moving))
+    }
 
-    def __init__(self) -> None:
-        self.parts: list[tuple[list[str], Tensor, Tensor]] = []
 
-    def add(self, batch: Batch, loss: Loss) -> None:
-        self.parts.append((batch.group_names, loss.by_group, loss.counts))
-
-    def read(self) -> tuple[dict[str, float], dict[str, int]]:
-        totals: dict[str, float] = {}
-        counts: dict[str, int] = {}
-        for names, sums, labels in self.parts:
-            for group, total, number in zip(names, sums.tolist(), labels.tolist(), strict=True):
-                totals[group] = totals.get(group, 0.0) + total
-                counts[group] = counts.get(group, 0) + number
-        return totals, counts
+def _unsaved(model: OmniModel, recipe: Recipe, name: str, run: RunFolder) -> list[str]:
+    """The tensors that the stage leaves as they are and that nobody has saved as they are."""
+    if run.beginning(name) is not None:
+        return []
+    saved: set[str] = set()
+    for checkpoint in ancestors(recipe, name, run):
+        saved |= names_in(checkpoint.folder)
+    copied = recipe.stages[name].init
+    lasting = flat_tensors(model)[0].keys() - _changing(model).keys()
+    return sorted(path for path in lasting if path not in saved or any(within(path, target) for target in copied))
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -286,7 +361,7 @@ def _restore(model: OmniModel, optimizer: torch.optim.AdamW, checkpoint: Checkpo
             "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter),
         }
-    wanted = flat_tensors(model)[0] | _optimizer_tensors(model, optimizer)
+    wanted = _changing(model) | _optimizer_tensors(model, optimizer)
     missing = set(wanted) - load_into(checkpoint.folder, wanted)
     if missing:
         raise ValueError(

@@ -261,7 +261,7 @@ class Watched(Display):
             self.run = train(recipe, folder, self)
 
     def start(self, name):
-        """The tensors with which a stage began, which no file holds."""
+        """The tensors with which a stage began."""
         from omnikit.train import start_of
 
         model = start_of(self.recipe, name, self.run)
@@ -269,16 +269,24 @@ class Watched(Display):
             path: tensor.clone() for path, tensor in model.state_dict().items() if path != "backbone.lm_head.weight"
         }
 
+    def end(self, name):
+        """The tensors with which it ended: its last checkpoint's, and for the rest those it began with."""
+        from omnikit.checkpoint import load_into
+
+        tensors = self.start(name)
+        load_into(self.run.latest(name).folder, tensors)
+        return tensors
+
     def check_stage(self, name, after):
-        """Assert that a stage moved what its rules train and nothing else; `after` are its checkpoint's tensors."""
+        """Assert that a stage moved what its rules train and nothing else; `after` are its last checkpoint's tensors."""
         from omnikit.stages import rules_by_parameter
 
         before = self.start(name)
-        assert before.keys() == after.keys(), "the checkpoint holds the stage's model, and no optimizer at its end"
-        buffers = {path for path in after if path.endswith(".positions")}  # Whisper's: saved, and never trained
-        rules = rules_by_parameter(after.keys() - buffers, self.recipe, name)
+        buffers = {path for path in before if path.endswith(".positions")}  # Whisper's, which never change
+        rules = rules_by_parameter(before.keys() - buffers, self.recipe, name)
         trains = {path for path, matched in rules.items() if matched.rule is not None}
         assert trains and all(rules[path].rule.weight_decay == 0 for path in trains)
+        assert after.keys() - buffers == trains, "the checkpoint holds what trained, and no optimizer at its end"
         for path, tensor in after.items():
             stayed = torch.equal(tensor, before[path])
             assert stayed != (path in trains), f"{path} {'stayed' if stayed else 'moved'} in stage {name}"

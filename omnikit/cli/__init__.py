@@ -1,6 +1,8 @@
 """The command line. Commands import late: help and whatever needs no torch answers at once."""
 
+import os
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -35,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line (`args` instead of sys.argv) and leave with its exit code.
 
     0: done. 1: a run stopped itself. 2: something a person can mend, one line on stderr for each fault, never a
-    traceback. 130: interrupted.
+    traceback. 75: a run was asked to stop, and has saved. 130: interrupted.
     """
     with warnings.catch_warnings():
         warnings.showwarning = _warn
@@ -47,6 +49,11 @@ def main(args: Sequence[str] | None = None) -> None:
         except (ValueError, OSError, ExceptionGroup) as error:
             _tell(_lines(error))
             code = 2
+    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # To leave in good order would wait for the other processes, which may wait for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -75,5 +82,8 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _tell(lines: Iterable[str]) -> None:
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    if rank:
+        time.sleep(1)  # the first one says the same, and ends the others: only what it does not say is heard
     for line in lines:
-        print(line, file=sys.stderr)
+        print(f"rank {rank}: {line}" if rank else line, file=sys.stderr)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from omnikit.cli.launching import launch
 from omnikit.cli.options import JsonOption, RecipeArgument, SetOption, load
-from omnikit.cli.watching import Bars, Lines
+from omnikit.cli.watching import Bars, Lines, Silence
 
 if TYPE_CHECKING:
     from omnikit.component import SourceConfig
@@ -26,22 +27,41 @@ def train(
             metavar="FOLDER", help="The run's folder.  [default: runs/ and the recipe's name]", show_default=False
         ),
     ] = None,
+    nproc: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Train with N processes on this machine, one for each GPU or group of cores.  [default: 1]",
+            show_default=False,
+        ),
+    ] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="With --nproc: start all processes again, so often, when one has died."),
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Train a recipe through all its stages, and measure it.
 
     The same command again resumes: finished stages are left alone, a stage that was cut off goes on from its last
     checkpoint. At the end the folder holds report.html: loss curves, the held-out table, samples with their answers.
+    Under torchrun or srun it joins the other processes. On SIGTERM or SIGUSR1 it saves, and leaves with exit code 75.
     """
-    resolved = load(recipe, sets)
     folder = out or (recipe if recipe.is_dir() else Path("runs") / recipe.stem)
-    if gone := list(missing(resolved)):
-        raise ValueError("\n".join(gone))
+    if nproc is not None:
+        resolved = load(recipe, sets)  # what is wrong with it is said once
+        if gone := list(missing(resolved)):
+            raise ValueError("\n".join(gone))
+        again = [str(recipe), *(part for given in sets for part in ("--set", given)), "--out", str(folder)]
+        raise typer.Exit(launch(nproc, max_restarts, ["train", *again, *(["--json"] if as_json else [])]))
     try:
-        result = _run(resolved, folder)
+        result = _run(recipe, sets, folder)
     except KeyboardInterrupt:
         print("stopped; the same command again goes on from the last checkpoint", file=sys.stderr)
         raise typer.Exit(130) from None
+    if result is None:
+        return
     if as_json:
         print(json.dumps({"run": str(folder), "heldout": _scores(result)}, indent=1))
         return
@@ -50,19 +70,33 @@ def train(
     print(f"report: {folder / 'report.html'}")
 
 
-def _run(recipe: "Recipe", folder: Path) -> dict[str, Any]:
+def _run(path: Path, sets: list[str], folder: Path) -> dict[str, Any] | None:
+    """Train, and measure: the report, on the rank that made it."""
+    from omnikit.distributed import joined
+    from omnikit.interrupts import TRY_AGAIN, Interrupted
     from omnikit.report import report
     from omnikit.train import TrainingStopped
     from omnikit.train import train as train_recipe
 
-    kind = Bars if sys.stderr.isatty() else Lines
-    try:
+    def check() -> None:
+        if gone := list(missing(load(path, sets))):
+            raise ValueError("\n".join(gone))
+
+    with joined() as world:
+        world.agree(check)
+        recipe = load(path, sets)
+        kind = (Bars if sys.stderr.isatty() else Lines) if world.is_first else Silence
         with kind(list(recipe.stages), recipe.run.log) as display:
-            train_recipe(recipe, folder, display)
-            return report(folder, display.note)
-    except TrainingStopped as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(1) from None
+            try:
+                train_recipe(recipe, folder, display, world)
+            except TrainingStopped as error:
+                if world.is_first:
+                    print(error, file=sys.stderr)
+                raise typer.Exit(1) from None
+            except Interrupted as error:
+                display.note(f"{error}; the same command again goes on from there")
+                raise typer.Exit(TRY_AGAIN) from None
+    return report(folder, lambda text: print(text, file=sys.stderr, flush=True)) if world.is_first else None
 
 
 def missing(recipe: "Recipe") -> Iterator[str]:

@@ -83,6 +83,13 @@ class Lines:
         print(text, file=sys.stderr, flush=True)
 
 
+class Silence(Lines):
+    """Nothing is shown: the first rank speaks for all."""
+
+    def note(self, text: str) -> None:
+        """Not a word."""
+
+
 class Bars(Lines):
     """A run as progress bars, one a stage."""
 

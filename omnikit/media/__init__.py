@@ -21,7 +21,7 @@ from omnikit.media.opening import (
     too_slow,
     window,
 )
-from omnikit.media.pictures import image_size, is_image, load_image, resize
+from omnikit.media.pictures import image_size, is_image, load_image
 from omnikit.media.sound import audio_length, expected_samples, load_audio
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
     "load_audio",
     "load_image",
     "open_video",
-    "resize",
     "slack",
     "source_of",
     "too_slow",

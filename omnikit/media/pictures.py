@@ -63,16 +63,6 @@ def load_image(medium: Medium) -> "np.ndarray":
         return upright
 
 
-def resize(image: "np.ndarray", width: int, height: int) -> "np.ndarray":
-    """Uint8 (height, width, 3) from uint8 (h, w, 3), bicubic with antialiasing."""
-    import numpy as np
-    from PIL import Image
-
-    if image.shape[:2] == (height, width):
-        return image
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
-
-
 def _open(medium: Medium) -> "tuple[Image, int]":
     """The picture, not decoded yet, and its EXIF orientation (1 to 8)."""
     from PIL import Image

@@ -56,9 +56,9 @@ def test_a_stage_moves_what_its_rules_train_and_nothing_else(finished, tensors_o
     finished.check_stage(name, tensors_of(finished.run.latest(name).folder))
 
 
-def test_a_stage_begins_where_the_one_before_it_ended(finished, tensors_of):
-    recipe, run = finished.recipe, finished.run
-    ends = {name: tensors_of(run.latest(name).folder) for name in recipe.stages}
+def test_a_stage_begins_where_the_one_before_it_ended(finished):
+    recipe = finished.recipe
+    ends = {name: finished.end(name) for name in recipe.stages}
     image = finished.start("image")
     assert all(torch.equal(image[path], tensor) for path, tensor in ends["language"].items())
     video = finished.start("video_images")
@@ -407,7 +407,7 @@ def test_init_from_an_encoder_that_the_stage_does_not_build(recipe_of, parts, tm
         ),
     }
     run = train(recipe_of(stages, encoders=encoders, modalities=modalities), tmp_path, Observed())
-    image, video = (tensors_of(run.latest(name).folder) for name in stages)
+    image, video = (tensors_of(run.latest("image").folder), tensors_of(run.beginning("video").folder))
     copied = [path for path in video if path.startswith("encoders.film.")]
     assert copied and not any(path.startswith("encoders.vision.") for path in video)
     assert all(torch.equal(video[path], image[path.replace("film", "vision")]) for path in copied)

@@ -361,7 +361,7 @@ def test_a_changed_recipe_does_not_go_on_in_the_same_folder(refused, run, recipe
 def test_without_out_the_folder_has_the_recipes_name(omnikit, recipe_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen = []
-    monkeypatch.setattr("omnikit.cli.training._run", lambda recipe, folder: seen.append(folder) or {"heldout": {}})
+    monkeypatch.setattr("omnikit.cli.training._run", lambda path, sets, folder: seen.append(folder) or {"heldout": {}})
     assert omnikit("train", recipe_file)[0] == 0
     assert seen == [Path("runs/small")]
 
@@ -385,7 +385,7 @@ def test_an_interrupted_run_says_so_and_goes_on(omnikit, recipe_file, tmp_path, 
 
 
 def test_a_run_that_stops_itself_is_one_line_and_exit_code_1(omnikit, recipe_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("omnikit.train._Sums.read", lambda self: ({"text": math.nan}, {"text": 1}))
+    monkeypatch.setattr("omnikit.account.Outcome.loss", math.nan)
     code, out, err = omnikit("train", recipe_file, "--out", tmp_path / "run")
     assert (code, out) == (1, "")
     assert err[-1].startswith("stages.language: step 1: loss nan") and not any("Traceback" in line for line in err)

@@ -21,7 +21,8 @@ from omnikit.filling import use_features
 from omnikit.media import MediaError
 from omnikit.packing import read_items
 from omnikit.recipe import Recipe, frozen_encoders
-from omnikit.stages import apply_rules, recompute_blocks, rules_by_parameter
+from omnikit.stages import apply_rules, rules_by_parameter, units_of
+from omnikit.stages import recompute as again
 from omnikit.train import start_of, train
 
 RULES = {"modalities": 1e-2, "rest": "frozen"}
@@ -511,7 +512,7 @@ def test_a_frozen_encoder_with_dropout_is_run_without_it(of_pictures, monkeypatc
     monkeypatch.setattr(
         SiglipEncoder, "forward", lambda self, items: torch.dropout(forward(self, items), 0.5, self.training)
     )
-    filled = Filled(of_pictures(steps=2), recompute_blocks if recompute else lambda model: None)
+    filled = Filled(of_pictures(steps=2), lambda model: again(units_of(model)) if recompute else None)
     for _, item, stored in filled.media():
         assert torch.equal(stored.value, forward(filled.model.encoders["vision"], [item])) and stored.value.all()
 

@@ -33,7 +33,6 @@ from omnikit.media import (
     load_audio,
     load_image,
     open_video,
-    resize,
     slack,
     video_header,
     window,
@@ -160,12 +159,6 @@ def test_size_is_read_from_the_header_alone(format):
     if format in ("PNG", "AVIF"):  # the others show zeros as some colour
         with pytest.raises(MediaError, match=r"is a broken picture .*; replace the file"):
             load_image(broken)
-
-
-def test_resize_is_pillows_bicubic():
-    expected = Image.fromarray(NOISE).resize((7, 9), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(resize(NOISE, 7, 9), np.array(expected))
-    np.testing.assert_array_equal(resize(NOISE, 30, 20), NOISE)
 
 
 def test_is_image_goes_by_the_bytes(tmp_path):

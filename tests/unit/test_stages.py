@@ -20,9 +20,9 @@ from omnikit.stages import (
     initialise,
     optimizer_of,
     rate_factor,
-    recompute_blocks,
     rules_by_parameter,
     trained,
+    units_of,
 )
 
 
@@ -288,27 +288,27 @@ def test_init_of_another_shape_is_an_error(recipe_of, parts):
 def test_through_a_frozen_recomputed_backbone_the_projector_gets_its_whole_gradient(recipe_of, parts, precision):
     """transformers switches recomputing off in evaluation mode, just where a frozen backbone is; ours must not."""
     gradients = []
-    for recompute in (False, True):
+    for recomputed in (False, True):
         recipe, model, rules = ruled(
             recipe_of, parts, {"modalities.image.projector": 1e-3, "rest": "frozen"}, data=("image",)
         )
         apply_rules(model, rules)
         assert not model.backbone.training
-        if recompute:
-            recompute_blocks(model)
+        if recomputed:
+            recompute(units_of(model))
         runs = [0] * len(model.backbone.blocks)
         for number, block in enumerate(model.backbone.blocks):
             block.mlp.register_forward_pre_hook(lambda *_, n=number, runs=runs: runs.__setitem__(n, runs[n] + 1))
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = model(batch_of(recipe, ["image"] * 3)).total
         loss.backward()
-        assert runs == [1 + recompute] * 2, "a block runs again in the backward pass, just when it is recomputed"
+        assert runs == [1 + recomputed] * 2, "a block runs again in the backward pass, just when it is recomputed"
         gradients.append({name: parameter.grad for name, parameter in trained(model).items()})
-    plain, recomputed = gradients
+    plain, again = gradients
     assert len(plain) == 5
     for name, gradient in plain.items():
         assert gradient.any(), name
-        assert torch.equal(gradient, recomputed[name]), name
+        assert torch.equal(gradient, again[name]), name
 
 
 # ----------------------------------------------------------------------------------------------------------- pretrained

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from einops import rearrange
 
-from omnikit.media import MediaError, load_image, resize
+from omnikit.media import MediaError, load_image
+from omnikit.resizing import resize
 
 if TYPE_CHECKING:
     from omnikit.component import Medium

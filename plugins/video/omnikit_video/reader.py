@@ -16,12 +16,12 @@ from omnikit.media import (
     limits,
     load_image,
     open_video,
-    resize,
     slack,
     source_of,
     video_header,
     window,
 )
+from omnikit.resizing import resize
 
 if TYPE_CHECKING:
     from av.container import InputContainer

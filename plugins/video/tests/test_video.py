@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from omnikit.builtin.projector_configs import PoolMlp
 from omnikit.component import Medium, Pixels, count
-from omnikit.media import load_image, resize
+from omnikit.media import load_image
+from omnikit.resizing import resize
 
 torch.set_num_threads(1)
 PIXELS = Pixels(size=32, patch=8, mean=(0, 0, 0), std=(1, 1, 1))  # values are pixels / 255

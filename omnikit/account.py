@@ -1,0 +1,118 @@
+"""What a step comes to over all ranks: one sum of one small tensor, read by the host once.
+
+Losses and gradients are sums until then. Only now are the label tokens of the whole step known, and with them what to
+divide by; so the result is the same however a step was cut into ranks and micro-batches.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from omnikit.distributed import World, local
+from omnikit.loss import Loss
+from omnikit.packing import Batch
+
+
+class Outcome(NamedTuple):
+    """What every rank knows of a step."""
+
+    losses: dict[str, float]
+    """Summed loss by group of samples (the modalities they hold)."""
+    labels: dict[str, int]
+    tokens: int
+    places: int
+    norms: dict[str, float]
+    """The length of the gradient of the mean loss, by component."""
+    bad: int
+    """Samples that could not be read."""
+    asked: bool
+    """Whether a rank was asked to stop."""
+    waits: list[float]
+    """Seconds that each rank waited for its data."""
+    faulty: list[int]
+    """Ranks whose own loss is no finite number."""
+
+    @property
+    def loss(self) -> float:
+        """Mean over the label tokens of the step; 0 where there are none."""
+        return sum(self.losses.values()) / max(self.num_labels, 1)
+
+    @property
+    def num_labels(self) -> int:
+        """Label tokens of the step."""
+        return sum(self.labels.values())
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean loss by group."""
+        return {name: total / self.labels[name] for name, total in self.losses.items()}
+
+    @property
+    def norm(self) -> float:
+        """The length of the whole gradient."""
+        return math.sqrt(sum(norm * norm for norm in self.norms.values()))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the step can be made."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
+class Account:
+    """Gathers what a rank's micro-batches come to."""
+
+    def __init__(self, modalities: Iterable[str], world: World) -> None:
+        """`modalities` are those that samples of the stage can hold: their combinations are the groups."""
+        names = sorted(modalities)
+        sets = itertools.chain.from_iterable(itertools.combinations(names, size) for size in range(len(names) + 1))
+        self.groups = {"+".join(chosen) or "text": number for number, chosen in enumerate(sets)}
+        self.world = world
+        self.sums = torch.zeros(2, len(self.groups), dtype=torch.float64, device=world.device)
+        self.tokens = self.places = 0
+
+    def add(self, batch: Batch, loss: Loss) -> None:
+        """Count a micro-batch, given as it was read. Nothing is fetched from the device."""
+        where = torch.tensor([self.groups[name] for name in batch.group_names], device=self.world.device)
+        if len(where):
+            self.sums[0].index_add_(0, where, loss.by_group.double())
+            self.sums[1].index_add_(0, where, loss.counts.double())
+        self.tokens += int((batch.segments > 0).sum())
+        self.places += batch.segments.numel()
+
+    def settle(self, gradients: Mapping[str, Sequence[Tensor]], bad: int, asked: bool, wait: float) -> Outcome:
+        """Sum over the ranks. `gradients` are those of each component, of the summed loss."""
+        world, device = self.world, self.world.device
+        squares = [
+            torch.stack(torch._foreach_norm([local(gradient) for gradient in group])).double().square().sum()
+            for group in gradients.values()
+        ]
+        own = torch.zeros(2, world.size, dtype=torch.float64, device=device)
+        own[0, world.rank] = wait
+        own[1, world.rank] = (~self.sums[0].isfinite().all()).double()
+        numbers = torch.tensor([self.tokens, self.places, bad, asked], dtype=torch.float64, device=device)
+        # Every replica holds the same gradients: each counts for its part.
+        parts = [self.sums.flatten(), numbers, torch.stack(squares) / world.replicas, own.flatten()]
+        told = world.add(torch.cat(parts)).tolist()
+
+        stream = iter(told)
+        losses, labels = ([next(stream) for _ in self.groups] for _ in range(2))
+        tokens, places, bad_, asked_ = (int(next(stream)) for _ in range(4))
+        total = max(sum(labels), 1)
+        norms = {name: math.sqrt(next(stream)) / total for name in gradients}
+        waits, faulty = ([next(stream) for _ in range(world.size)] for _ in range(2))
+        seen = {name: number for name, number in self.groups.items() if labels[number]}
+        return Outcome(
+            losses={name: losses[number] for name, number in seen.items()},
+            labels={name: int(labels[number]) for name, number in seen.items()},
+            tokens=tokens,
+            places=places,
+            norms=norms,
+            bad=bad_,
+            asked=asked_ > 0,
+            waits=waits,
+            faulty=[rank for rank, flag in enumerate(faulty) if flag],
+        )

@@ -1,0 +1,54 @@
+"""`omnikit train --nproc`: several processes on one machine, by what torchrun is made of."""
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+
+from omnikit.interrupts import SIGNALS, TRY_AGAIN
+
+PARTING = 45
+"""Seconds that processes have to save and leave once they are asked to."""
+
+
+def launch(nproc: int, max_restarts: int, arguments: Sequence[str]) -> int:
+    """Run `omnikit` with these arguments in `nproc` processes that know of each other; the exit code of them all.
+
+    Where one dies the others are ended, and all are started again up to `max_restarts` times.
+    """
+    from torch.distributed.elastic.agent.server.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its own account of what is told here
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=max_restarts,
+        monitor_interval=0.2,
+        shutdown_timeout=PARTING,
+        signals_to_handle=",".join((*SIGNALS, "SIGINT", "SIGHUP", "SIGQUIT")),
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "omnikit", *arguments)
+    except SignalException as error:
+        asked = signal.Signals(error.sigval).name in SIGNALS
+        return TRY_AGAIN if asked else 128 + error.sigval
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            print(
+                f"rank {rank}: was ended by {name}; the same command again goes on from the last checkpoint",
+                file=sys.stderr,
+            )
+            return 1
+        return failure.exitcode
+    return 0

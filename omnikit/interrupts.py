@@ -1,0 +1,39 @@
+"""A scheduler that wants its machines back sends SIGTERM or SIGUSR1: the run saves at its step's end, and leaves."""
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Self
+
+TRY_AGAIN = 75
+"""The exit code of a run that stopped because it was asked to (EX_TEMPFAIL of sysexits.h): the same command goes on."""
+SIGNALS = ("SIGTERM", "SIGUSR1")
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has saved."""
+
+
+class Requests:
+    """While entered, the first of these signals is remembered in `asked`, and a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = ""
+        """The name of the signal that came; empty as long as none has."""
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python lets no one listen
+            numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+            self._before = {number: signal.signal(number, self._come) for number in numbers}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)  # type: ignore[arg-type]
+
+    def _come(self, number: int, _: FrameType | None) -> None:
+        if self.asked:
+            os._exit(TRY_AGAIN)
+        self.asked = signal.Signals(number).name
