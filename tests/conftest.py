@@ -278,7 +278,7 @@ class Watched(Display):
         return tensors
 
     def check_stage(self, name, after):
-        """Assert that a stage moved what its rules train and nothing else; `after` are its last checkpoint's tensors."""
+        """Assert that a stage moved what its rules train and nothing else; `after` is its last checkpoint."""
         from omnikit.stages import rules_by_parameter
 
         before = self.start(name)

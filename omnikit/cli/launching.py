@@ -18,7 +18,7 @@ def launch(nproc: int, max_restarts: int, arguments: Sequence[str]) -> int:
 
     Where one dies the others are ended, and all are started again up to `max_restarts` times.
     """
-    from torch.distributed.elastic.agent.server.api import SignalException
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 

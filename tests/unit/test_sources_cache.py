@@ -122,8 +122,8 @@ def test_a_cache_that_cannot_be_written_fails_no_run(tmp_path, fresh, monkeypatc
     path.write_text(LINE * 3)
     if kind == "a full disk":
         fresh.mkdir()
-        sync = cache._sync
-        monkeypatch.setattr(cache, "_sync", lambda path: _full() if fresh in path.parents else sync(path))
+        sync = cache.sync
+        monkeypatch.setattr(cache, "sync", lambda path: _full() if fresh in path.parents else sync(path))
     else:
         fresh.write_text("in the way")
     data = Jsonl(path=str(path), modalities=("image",)).open()

@@ -20,6 +20,7 @@ from omnikit.stages import (
     initialise,
     optimizer_of,
     rate_factor,
+    recompute,
     rules_by_parameter,
     trained,
     units_of,
