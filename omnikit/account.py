@@ -33,6 +33,8 @@ class Outcome(NamedTuple):
     """Whether a rank was asked to stop."""
     waits: list[float]
     """Seconds that each rank waited for its data."""
+    busy: list[float]
+    """Seconds that each rank computed, as far as it is measured: not where it waits for others."""
     faulty: list[int]
     """Ranks whose own loss is no finite number."""
 
@@ -83,16 +85,21 @@ class Account:
         self.tokens += int((batch.segments > 0).sum())
         self.places += batch.segments.numel()
 
-    def settle(self, gradients: Mapping[str, Sequence[Tensor]], bad: int, asked: bool, wait: float) -> Outcome:
-        """Sum over the ranks. `gradients` are those of each component, of the summed loss."""
+    def settle(
+        self, gradients: Mapping[str, Sequence[Tensor]], bad: int, asked: bool, times: tuple[float, float]
+    ) -> Outcome:
+        """Sum over the ranks. `gradients` are those of each component, of the summed loss.
+
+        `times` are the seconds that this rank waited for its data, and computed.
+        """
         world, device = self.world, self.world.device
         squares = [
             torch.stack(torch._foreach_norm([local(gradient) for gradient in group])).double().square().sum()
             for group in gradients.values()
         ]
-        own = torch.zeros(2, world.size, dtype=torch.float64, device=device)
-        own[0, world.rank] = wait
-        own[1, world.rank] = (~self.sums[0].isfinite().all()).double()
+        own = torch.zeros(3, world.size, dtype=torch.float64, device=device)
+        own[0, world.rank], own[1, world.rank] = times
+        own[2, world.rank] = (~self.sums[0].isfinite().all()).double()
         numbers = torch.tensor([self.tokens, self.places, bad, asked], dtype=torch.float64, device=device)
         # Every replica holds the same gradients: each counts for its part.
         parts = [self.sums.flatten(), numbers, torch.stack(squares) / world.replicas, own.flatten()]
@@ -103,7 +110,7 @@ class Account:
         tokens, places, bad_, asked_ = (int(next(stream)) for _ in range(4))
         total = max(sum(labels), 1)
         norms = {name: math.sqrt(next(stream)) / total for name in gradients}
-        waits, faulty = ([next(stream) for _ in range(world.size)] for _ in range(2))
+        waits, busy, faulty = ([next(stream) for _ in range(world.size)] for _ in range(3))
         seen = {name: number for name, number in self.groups.items() if labels[number]}
         return Outcome(
             losses={name: losses[number] for name, number in seen.items()},
@@ -114,5 +121,6 @@ class Account:
             bad=bad_,
             asked=asked_ > 0,
             waits=waits,
+            busy=busy,
             faulty=[rank for rank, flag in enumerate(faulty) if flag],
         )

@@ -4,6 +4,7 @@
              lock.json               versions and hashes
              metrics.jsonl           one line a step
              bad_samples.jsonl       samples that were not used, or not whole: stage, step, source, id, what, reason
+             lock                    held by the process that trains: its host and process id
              STAGE/step-000200/      safetensors, state.json, and last of all COMMIT with a sha256 per file
              STAGE/step-000000/      the same of what the stage leaves as it is and no stage before it has saved
 
@@ -14,11 +15,13 @@ moment leaves the last committed step; the next start sweeps what was half-writt
 import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
+import socket
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +44,7 @@ METRICS = "metrics.jsonl"
 BAD = "bad_samples.jsonl"
 ORDER = "[order]"
 STATE = "state.json"
+LOCK = "lock"
 MAY_CHANGE = frozenset(
     {
         *("run.save", "run.keep", "run.log", "run.workers", "run.shard", "run.on_nonfinite", "run.hang"),
@@ -50,7 +54,7 @@ MAY_CHANGE = frozenset(
 """Paths of a recipe that may differ when a run goes on: they change nothing that is computed."""
 
 
-BEGINNING = frozenset({"lock.json", "lock.json.tmp", "recipe.yaml.tmp"})
+BEGINNING = frozenset({LOCK, "lock.json", "lock.json.tmp", "recipe.yaml.tmp"})
 """What a run that was killed as it began can have left."""
 
 
@@ -194,6 +198,37 @@ class RunFolder:
         self.path = path
         self._sound: set[Path] = set()
         """Checkpoints that were found to be what they were when saved."""
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep every other process from training into this folder, for as long as the context lasts.
+
+        Where another one does, a ValueError names it. The lock is the kernel's (`flock`): it goes with the process that
+        holds it, however that ends. Where the file system knows no locks, a warning says that nothing is kept out.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        path = self.path / LOCK
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(file, 1000).decode(errors="replace").strip() or "another process"
+                raise ValueError(
+                    f"{self.path}: {holder} is training into it; wait for it or stop it, or give --out another folder"
+                ) from None
+            except (ImportError, OSError) as error:  # Windows; some network file systems
+                warnings.warn(
+                    f"{path}: cannot be locked here ({error}); see to it that no other run uses this folder",
+                    stacklevel=2,
+                )
+            os.truncate(file, 0)
+            os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            yield
+        finally:
+            os.close(file)
 
     def begin(self, recipe: Recipe, data: Mapping[str, str]) -> None:
         """Make the folder, or go on in it; `data` are the fingerprints that `check` gave, which comes first."""

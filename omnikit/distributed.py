@@ -44,6 +44,8 @@ class World(NamedTuple):
     """(replicas, ranks that hold one copy of the weights); None for a single rank."""
     side: "dist.ProcessGroup | None" = None
     """All ranks once more, for what a thread beside the training does."""
+    store: "dist.Store | None" = None
+    """Small texts that every rank can read and write without waiting for another."""
 
     @property
     def is_first(self) -> bool:
@@ -158,7 +160,8 @@ def joined() -> Iterator[World]:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=WAITING)
-    yield World(*place, device=device, side=dist.new_group(backend="gloo"))
+    store = dist.PrefixStore("omnikit", dist.distributed_c10d._get_default_store())
+    yield World(*place, device=device, side=dist.new_group(backend="gloo"), store=store)
     # Only where all is well: after an error others may be gone, and to part from them would wait for them.
     dist.destroy_process_group()
 

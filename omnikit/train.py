@@ -6,6 +6,7 @@ committed step, and ends with bitwise the weights of a run that was never cut.
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +40,7 @@ from omnikit.stages import (
     trained,
     units_of,
 )
+from omnikit.watchdog import Pace, Watchdog
 
 
 class TrainingStopped(RuntimeError):
@@ -83,11 +85,13 @@ def train(recipe: Recipe, folder: Path, display: Display, world: World | None = 
         check_recipe(recipe)
         data = run.check(recipe)
         check_data(recipe, layouter, display.indexing)
+        held.enter_context(run.lock())
         run.begin(recipe, data)
 
-    world.agree(begin)
-    layouter = layouter_of(recipe)
-    with Requests() as requests:
+    with ExitStack() as held:
+        world.agree(begin)
+        layouter = layouter_of(recipe)
+        requests = held.enter_context(Requests())
         for name in recipe.stages:
             train_stage(recipe, name, run, layouter, display, world, requests)
     return run
@@ -163,15 +167,18 @@ def train_stage(
         }
 
     display.stage(name, step, steps)
-    with Saver(run, world) as saver:
+    pace = Pace()
+    with Saver(run, world) as saver, Watchdog(name, _watched(model, recipe), world, recipe.run.hang) as watchdog:
         lasting = world.agree(lambda: _unsaved(model, recipe, name, run)) if step == 0 else []
         if lasting:
             tensors = flat_tensors(model)[0]
             saver.save(name, 0, {path: tensors[path] for path in lasting}, state_at(0, position), recipe.run.keep)
         ended = time.perf_counter()
+        watchdog.move(f"step {step + 1}: reading")
         for work in data.steps(position, world.rank, world.size):
             began = time.perf_counter()
             step += 1
+            watchdog.move(f"step {step}: model")
             # Chance is arithmetic too: a resumed step draws what it would have drawn.
             torch.manual_seed(seed_of(recipe.run.seed, name, step, world.rank))
             factor = rate_factor(stage.schedule, step, steps)
@@ -183,11 +190,13 @@ def train_stage(
                 sum_replicas(model, number == len(work.batches))
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=recipe.run.precision == "bf16"):
                     loss = model(batch.to(world.device))
+                watchdog.move(f"step {step}: backward")
                 loss.total.backward()
                 account.add(batch, loss)
             gradients = _gradients(model, name)
             bad = work.bad()
-            told = account.settle(gradients, len(bad), bool(requests.asked), began - ended)
+            watchdog.move(f"step {step}: sums over ranks")
+            told = account.settle(gradients, len(bad), bool(requests.asked), (began - ended, watchdog.take_busy()))
 
             # What is bad, and whether to go on, every rank finds alike.
             bad = world.union(bad) if told.bad else {}
@@ -239,6 +248,7 @@ def train_stage(
             last = step == steps
             if last or told.asked or step % recipe.run.save == 0:
                 # The next stage begins with a fresh optimizer, so the last checkpoint needs no state of this one.
+                watchdog.move(f"step {step}: saving")
                 tensors = _changing(model) | ({} if last else _optimizer_tensors(model, optimizer))
                 saver.save(name, step, tensors, state_at(step, work.after), recipe.run.keep)
             display.step(record)
@@ -247,7 +257,18 @@ def train_stage(
                 raise Interrupted(f"stages.{name}: stopped and saved after step {step} of {steps}")
             if last:
                 return
+            if slow := pace.add([sum(pair) for pair in zip(told.waits, told.busy, strict=True)], record["seconds"]):
+                display.note(f"stage {name}: {slow}")
             ended = time.perf_counter()
+            watchdog.move(f"step {step + 1}: reading")
+
+
+def _watched(model: OmniModel, recipe: Recipe) -> dict[str, nn.Module]:
+    """The modules by which a place in the model is named: blocks, what has none, and projectors."""
+    units = set() if recipe.run.compile else {id(unit) for unit in units_of(model)}  # a compiled block takes hooks in
+    found = {path: module for path, module in model.named_modules() if id(module) in units}
+    whole = {path: module for path, module in components(model).items() if path != "backbone"}
+    return found | {path: module for path, module in whole.items() if not any(within(unit, path) for unit in found)}
 
 
 def _gradients(model: OmniModel, stage: str) -> dict[str, list[Tensor]]:
