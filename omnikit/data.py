@@ -141,6 +141,8 @@ class StageData:
         sizes = {key: len(usable) for key, usable in self.usable.items()}
         self.mixture = mixture_of(self.stage, sizes, means, self.seed)
         self.costing = costing(recipe, name)
+        self._plans: dict[int, list[Plan]] = {}
+        """The last two windows: checkpoints and the pass that fills a cache ask for them again."""
 
     @functools.cached_property
     def steps_planned(self) -> int:
@@ -153,6 +155,11 @@ class StageData:
 
     def plan(self, window: int) -> list[Plan]:
         """The packs of a window, in the order they are used; none beyond the last epoch."""
+        if window not in self._plans:
+            self._plans = {**dict(list(self._plans.items())[-1:]), window: self._planned(window)}
+        return self._plans[window]
+
+    def _planned(self, window: int) -> list[Plan]:
         entries = []
         for key, place in self.mixture.of_window(window):
             number = int(self.usable[key][place])
