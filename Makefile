@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: train test install lint parity laws conformance pages weights real data/sample fix schema clean
+.PHONY: train test install lint parity laws faults faults-full conformance pages weights real data/sample fix schema clean
 
 train: data/sample  ## make the sample data, train recipes/tiny_omni.yaml through every stage, write the report
 	$(BIN)/omnikit train recipes/tiny_omni.yaml --out runs/tiny_omni
@@ -31,6 +31,12 @@ parity: weights  ## the components against transformers, open_clip and openai-wh
 
 laws: install  ## the slower proofs: each sample once an epoch, exact resuming, kill -9 at any time, recipes and their rules
 	$(BIN)/python -m pytest -v -n 2 --dist loadfile tests/laws
+
+faults: install  ## ranks killed, hung, asked to stop; disks full; bits flipped; other numbers of ranks: at most 15 minutes
+	$(BIN)/python -m pytest -v -rP --tb=short tests/faults
+
+faults-full: install  ## the same with more of everything, and the long soak: at most an hour
+	FAULTS_FULL=1 $(BIN)/python -m pytest -v -rP --tb=short tests/faults
 
 conformance: install  ## every shipped component against the contract, and every check against the fault it is for
 	$(BIN)/omnikit plugins check --all

@@ -25,6 +25,8 @@ class Outcome(NamedTuple):
     labels: dict[str, int]
     tokens: int
     places: int
+    flops: float
+    """What the model costs for what it was given (`omnikit.utilisation`)."""
     norms: dict[str, float]
     """The length of the gradient of the mean loss, by component."""
     bad: int
@@ -64,19 +66,25 @@ class Outcome(NamedTuple):
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
+def groups_of(modalities: Iterable[str]) -> dict[str, int]:
+    """The groups of samples that can hold these modalities, one for each combination of them, numbered."""
+    names = sorted(modalities)
+    sets = itertools.chain.from_iterable(itertools.combinations(names, size) for size in range(len(names) + 1))
+    return {"+".join(chosen) or "text": number for number, chosen in enumerate(sets)}
+
+
 class Account:
     """Gathers what a rank's micro-batches come to."""
 
     def __init__(self, modalities: Iterable[str], world: World) -> None:
         """`modalities` are those that samples of the stage can hold: their combinations are the groups."""
-        names = sorted(modalities)
-        sets = itertools.chain.from_iterable(itertools.combinations(names, size) for size in range(len(names) + 1))
-        self.groups = {"+".join(chosen) or "text": number for number, chosen in enumerate(sets)}
+        self.groups = groups_of(modalities)
         self.world = world
         self.sums = torch.zeros(2, len(self.groups), dtype=torch.float64, device=world.device)
         self.tokens = self.places = 0
+        self.flops = 0.0
 
-    def add(self, batch: Batch, loss: Loss) -> None:
+    def add(self, batch: Batch, loss: Loss, flops: float = 0.0) -> None:
         """Count a micro-batch, given as it was read. Nothing is fetched from the device."""
         where = torch.tensor([self.groups[name] for name in batch.group_names], device=self.world.device)
         if len(where):
@@ -84,6 +92,7 @@ class Account:
             self.sums[1].index_add_(0, where, loss.counts.double())
         self.tokens += int((batch.segments > 0).sum())
         self.places += batch.segments.numel()
+        self.flops += flops
 
     def settle(
         self, gradients: Mapping[str, Sequence[Tensor]], bad: int, asked: bool, times: tuple[float, float]
@@ -100,7 +109,8 @@ class Account:
         own = torch.zeros(3, world.size, dtype=torch.float64, device=device)
         own[0, world.rank], own[1, world.rank] = times
         own[2, world.rank] = (~self.sums[0].isfinite().all()).double()
-        numbers = torch.tensor([self.tokens, self.places, bad, asked], dtype=torch.float64, device=device)
+        numbers = [self.tokens, self.places, bad, asked, self.flops]
+        numbers = torch.tensor(numbers, dtype=torch.float64, device=device)
         # Every replica holds the same gradients: each counts for its part.
         parts = [self.sums.flatten(), numbers, torch.stack(squares) / world.replicas, own.flatten()]
         told = world.add(torch.cat(parts)).tolist()
@@ -108,6 +118,7 @@ class Account:
         stream = iter(told)
         losses, labels = ([next(stream) for _ in self.groups] for _ in range(2))
         tokens, places, bad_, asked_ = (int(next(stream)) for _ in range(4))
+        flops = next(stream)
         total = max(sum(labels), 1)
         norms = {name: math.sqrt(next(stream)) / total for name in gradients}
         waits, busy, faulty = ([next(stream) for _ in range(world.size)] for _ in range(3))
@@ -117,6 +128,7 @@ class Account:
             labels={name: int(labels[number]) for name, number in seen.items()},
             tokens=tokens,
             places=places,
+            flops=flops,
             norms=norms,
             bad=bad_,
             asked=asked_ > 0,

@@ -21,24 +21,35 @@ CACHED, FORWARD, THROUGH, TRAINED = 0.0, 1.0, 2.0, 3.0
 (a backward pass is two forward passes, arXiv 2001.08361, section 2.1), and recomputing one again."""
 
 
+def passes(recipe: Recipe, stage: str, cached: bool) -> dict[str, float]:
+    """Forward passes that each component costs in a step of the stage, by its path; recomputing is not counted.
+
+    A part of which anything trains counts as trained. What is frozen runs forward alone, or passes gradients through
+    where something before it trains, as it always is with a backbone. Frozen encoders do not run at all where their
+    features are `cached`.
+    """
+    trains = recipe.stages[stage].train
+    found = {"backbone": TRAINED if trains_within(trains, "backbone") else THROUGH}
+    for name, entry in recipe.modalities.items():
+        encoder, projector = f"encoders.{entry.encoder}", f"modalities.{name}.projector"
+        moves = trains_within(trains, encoder)
+        found[encoder] = TRAINED if moves else CACHED if cached else FORWARD
+        found[projector] = TRAINED if trains_within(trains, projector) else THROUGH if moves else FORWARD
+    return found
+
+
 def costing(recipe: Recipe, stage: str) -> Callable[[str, int, float], float]:
     """cost(source, length, media): FLOPs that a sample of a source takes in a step of the stage.
 
     `length` is its tokens, `media` what one forward pass of its media through their encoders costs (`Index.cost`).
-    A part of which anything trains counts as trained, a frozen backbone passes gradients through, a frozen encoder runs
-    forward alone, or not at all where the stage has its features from the cache. Projectors and the head are left out.
-    The encoders of a source that holds several kinds of media count with the mean of what they cost, for the index
-    keeps one number for all media of a record.
+    Projectors and the head are left out. The encoders of a source that holds several kinds of media count with the mean
+    of what they cost, for the index keeps one number for all media of a record.
     """
-    used, trains = recipe.stages[stage], recipe.stages[stage].train
-
-    def passes(path: str, frozen: float) -> float:
-        number = TRAINED if trains_within(trains, path) else frozen
-        return number + (recipe.run.recompute and number > FORWARD)
-
-    through = passes("backbone", THROUGH)
-    frozen = CACHED if used.cache else FORWARD
-    towers = {name: passes(f"encoders.{entry.encoder}", frozen) for name, entry in recipe.modalities.items()}
+    used = recipe.stages[stage]
+    number = passes(recipe, stage, used.cache)
+    number = {path: passes + (recipe.run.recompute and passes > FORWARD) for path, passes in number.items()}
+    through = number["backbone"]
+    towers = {name: number[f"encoders.{entry.encoder}"] for name, entry in recipe.modalities.items()}
     weights = {
         source: fmean([towers[use.as_.get(name, name)] for name in recipe.data[source].modalities] or [FORWARD])
         for source, use in used.data.items()

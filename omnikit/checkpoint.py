@@ -2,7 +2,7 @@
 
     runs/NAME/recipe.yaml            the resolved recipe
              lock.json               versions and hashes
-             metrics.jsonl           one line a step
+             metrics.jsonl           one line a step, and one for each time that held-out data was measured
              bad_samples.jsonl       samples that were not used, or not whole: stage, step, source, id, what, reason
              lock                    held by the process that trains: its host and process id
              STAGE/step-000200/      safetensors, state.json, and last of all COMMIT with a sha256 per file
@@ -41,6 +41,8 @@ from omnikit.versions import versions
 
 COMMIT = "COMMIT"
 METRICS = "metrics.jsonl"
+MEASURED = frozenset({"wait", "seconds", "tokens_per_second", "mfu", "memory"})
+"""What in its lines is of the machine: the rest of a line is the same in every run of the recipe."""
 BAD = "bad_samples.jsonl"
 ORDER = "[order]"
 STATE = "state.json"
@@ -48,6 +50,7 @@ LOCK = "lock"
 MAY_CHANGE = frozenset(
     {
         *("run.save", "run.keep", "run.log", "run.workers", "run.shard", "run.on_nonfinite", "run.hang"),
+        *("run.tracker", "run.eval", "run.forgetting"),
         *("limits.read_seconds", "limits.memory_bytes"),
     }
 )
@@ -117,10 +120,12 @@ def _commit(folder: Path, state: Mapping[str, Any]) -> None:
             # The writer has been seen to put other things into files of this name and to report success.
             with safe_open(path, framework="pt") as opened:
                 opened.keys()
-        sync(path)
+        with _named(path):
+            sync(path)
     hashes = {path.name: _sha256(path) for path in files}
     write_atomically(folder / COMMIT, json.dumps(hashes, indent=1) + "\n")
-    sync(folder.parent)
+    with _named(folder.parent):
+        sync(folder.parent)
 
 
 def _remove(folder: Path) -> None:
@@ -178,7 +183,7 @@ def verify(folder: Path) -> str | None:
     """None when every file is what COMMIT says, else what is wrong."""
     try:
         hashes = json.loads((folder / COMMIT).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         return f"{folder / COMMIT}: cannot be read ({error})"
     if not isinstance(hashes, dict) or STATE not in hashes:
         return f"{folder / COMMIT}: is no list of hashes"
@@ -196,6 +201,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._begun = False
         self._sound: set[Path] = set()
         """Checkpoints that were found to be what they were when saved."""
 
@@ -244,6 +250,7 @@ class RunFolder:
         # The recipe comes last: a folder that has one has all of its beginning.
         write_atomically(self.path / "lock.json", json.dumps(lock, indent=1) + "\n")
         write_atomically(path, text)
+        self._begun = True
         self.sweep(recipe.stages)
 
     def check(self, recipe: Recipe) -> dict[str, str]:
@@ -335,13 +342,19 @@ class RunFolder:
         self._append(BAD, lines)
 
     def _append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        # A disk that is gone leaves an empty folder in its place, into which one could write all the same.
+        if self._begun and not (self.path / "recipe.yaml").is_file():
+            raise ValueError(
+                f"{self.path}: is no longer there, or empty; bring it back, then give the same command again"
+            )
         if first := next(records := iter(records), None):
-            with (self.path / name).open("a", encoding="utf-8") as file:
+            path = self.path / name
+            with _named(path), path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in itertools.chain((first,), records))
 
-    def metrics(self) -> Iterator[dict[str, Any]]:
-        """The lines of metrics.jsonl. A last line that a kill cut short is left out."""
-        return _lines(self.path / METRICS)
+    def metrics(self, kind: str = "step") -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl of a kind: `step`, or `heldout`. A last line that a kill cut short is left out."""
+        return (line for line in _lines(self.path / METRICS) if line.get("kind", "step") == kind)
 
     def forget_after(self, stage: str, step: int) -> None:
         """Drop what there is of steps that will be run again: what was noted of them, and checkpoints that are damaged.
@@ -401,11 +414,23 @@ def _same(before: object, after: object) -> bool:
 def write_atomically(path: Path, text: str | Iterable[str]) -> None:
     """Write a file, given whole or in parts, so that either the old or the whole new one is there."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines([text] if isinstance(text, str) else text)
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
+    with _named(path):
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines([text] if isinstance(text, str) else text)
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What goes wrong with a file that is open already, as on a full disk, does not say with which: here it does."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def _sha256(path: Path) -> str:

@@ -29,6 +29,9 @@ WAITING = timedelta(days=1)
 """How long ranks wait for one another before torch gives up: the first one may index a large data set meanwhile. That
 a step hangs is noticed by `omnikit.watchdog`."""
 
+PARTED = ("Connection reset by peer", "Connection closed by peer", "remote process exited", "gloo/transport")
+"""By which an error of torch's tells that another rank is gone: of gloo, of NCCL, of the store."""
+
 
 class World(NamedTuple):
     """The ranks of a run, and which of them this process is."""
@@ -161,7 +164,14 @@ def joined() -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=WAITING)
     store = dist.PrefixStore("omnikit", dist.distributed_c10d._get_default_store())
-    yield World(*place, device=device, side=dist.new_group(backend="gloo"), store=store)
+    try:
+        yield World(*place, device=device, side=dist.new_group(backend="gloo"), store=store)
+    except RuntimeError as error:
+        sign = next((sign for sign in PARTED if sign in str(error)), None)
+        if sign is None:
+            raise
+        remedy = "the same command again goes on from the last checkpoint"
+        raise ConnectionError(f"another rank is gone ({sign}); {remedy}") from error
     # Only where all is well: after an error others may be gone, and to part from them would wait for them.
     dist.destroy_process_group()
 

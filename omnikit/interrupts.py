@@ -3,12 +3,16 @@
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Self
 
 TRY_AGAIN = 75
 """The exit code of a run that stopped because it was asked to (EX_TEMPFAIL of sysexits.h): the same command goes on."""
 SIGNALS = ("SIGTERM", "SIGUSR1")
+SAME = 5.0
+"""Seconds in which a signal that comes again is the same one: a scheduler sends it to all processes of a job, and the
+launcher, which is one of them, passes it on to the ranks."""
 
 
 class Interrupted(Exception):
@@ -16,11 +20,15 @@ class Interrupted(Exception):
 
 
 class Requests:
-    """While entered, the first of these signals is remembered in `asked`, and a second one ends the process at once."""
+    """While entered, the first of these signals is remembered in `asked`, and a second one ends the process at once.
+
+    Of the same kind and within `SAME` seconds it is no second one.
+    """
 
     def __init__(self) -> None:
         self.asked = ""
         """The name of the signal that came; empty as long as none has."""
+        self._since = 0.0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -34,6 +42,8 @@ class Requests:
             signal.signal(number, before)  # type: ignore[arg-type]
 
     def _come(self, number: int, _: FrameType | None) -> None:
-        if self.asked:
+        name = signal.Signals(number).name
+        if not self.asked:
+            self.asked, self._since = name, time.monotonic()
+        elif name != self.asked or time.monotonic() - self._since > SAME:
             os._exit(TRY_AGAIN)
-        self.asked = signal.Signals(number).name

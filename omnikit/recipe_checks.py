@@ -87,6 +87,8 @@ def check(recipe: Recipe) -> Iterator[Found]:
         for modality in held.data.modalities:
             if modality not in recipe.modalities:
                 yield ("heldout", name, "data", "modalities"), _unknown_modality(modality, recipe)
+    if recipe.run.eval and not recipe.heldout:
+        yield ("run", "eval"), "there is no held-out data to measure; add `heldout`, or remove it"
     for name in recipe.stages:
         data = list(_check_data(recipe, name))
         # Without sound data nobody knows what the stage reaches; a wrong guess would hide the real fault.

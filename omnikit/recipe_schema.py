@@ -278,6 +278,9 @@ class Run(Strict):
     compiles every block where it stands. `on_nonfinite` says what becomes of a step whose loss or gradient is no finite
     number: the run stops, or the step is skipped, three in a row at most. A rank that does nothing for `hang` seconds
     ends the run.
+
+    `tracker` shows the metrics elsewhere, too. Every `eval` steps and at the end of each stage the loss on held-out
+    samples is measured; where that on text has risen by `forgetting` since the first stage's end, a line says so.
     """
 
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -292,6 +295,9 @@ class Run(Strict):
     compile: bool = False
     on_nonfinite: Literal["stop", "skip"] = "stop"
     hang: float = Field(default=900.0, gt=0, le=7 * 86_400)
+    tracker: Literal["tensorboard", "trackio", "wandb"] | None = None
+    eval: int | None = Field(default=None, gt=0)
+    forgetting: float = Field(default=0.1, gt=0)
 
 
 class Recipe(Strict):

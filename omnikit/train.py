@@ -19,6 +19,7 @@ from omnikit.checkpoint import BAD, Checkpoint, RunFolder, flat_tensors, load_in
 from omnikit.data import Position, StageData, layouter_of
 from omnikit.distributed import World, alone, local, shard, spread, sum_replicas
 from omnikit.filling import use_features
+from omnikit.heldout_loss import HeldOut
 from omnikit.indexing import Note
 from omnikit.interrupts import Interrupted, Requests
 from omnikit.ledger import Ledger, Skips
@@ -40,6 +41,8 @@ from omnikit.stages import (
     trained,
     units_of,
 )
+from omnikit.tracking import Place, Tracking, check_tracker
+from omnikit.utilisation import flops_of, peak_memory, peak_of
 from omnikit.watchdog import Pace, Watchdog
 
 
@@ -70,6 +73,10 @@ class Display(Protocol):
         """A step was made; `record` is its line of metrics.jsonl."""
         ...
 
+    def heldout(self, record: Mapping[str, Any]) -> None:
+        """Held-out samples were measured; `record` is their line of metrics.jsonl. Called where `run.eval` is set."""
+        ...
+
 
 def train(recipe: Recipe, folder: Path, display: Display, world: World | None = None) -> RunFolder:
     """Train every stage of the recipe into `folder`, or go on where it was cut off. Every rank calls it alike.
@@ -83,6 +90,7 @@ def train(recipe: Recipe, folder: Path, display: Display, world: World | None = 
     def begin() -> None:
         layouter = layouter_of(recipe)
         check_recipe(recipe)
+        check_tracker(recipe)
         data = run.check(recipe)
         check_data(recipe, layouter, display.indexing)
         held.enter_context(run.lock())
@@ -166,9 +174,16 @@ def train_stage(
             "ties": flat_tensors(model)[1],
         }
 
+    flops, peak = flops_of(recipe, name, model), peak_of(world, recipe.run.precision == "bf16")
+    heldout = HeldOut(recipe, name, layouter, world, run.metrics("heldout")) if recipe.run.eval else None
+    tracker = recipe.run.tracker if world.is_first else None
     display.stage(name, step, steps)
     pace = Pace()
-    with Saver(run, world) as saver, Watchdog(name, _watched(model, recipe), world, recipe.run.hang) as watchdog:
+    with (
+        Saver(run, world) as saver,
+        Tracking(tracker, Place(run.path, name, step, recipe), display) as tracking,
+        Watchdog(name, _watched(model, recipe), world, recipe.run.hang) as watchdog,
+    ):
         lasting = world.agree(lambda: _unsaved(model, recipe, name, run)) if step == 0 else []
         if lasting:
             tensors = flat_tensors(model)[0]
@@ -192,7 +207,7 @@ def train_stage(
                     loss = model(batch.to(world.device))
                 watchdog.move(f"step {step}: backward")
                 loss.total.backward()
-                account.add(batch, loss)
+                account.add(batch, loss, flops(batch))
             gradients = _gradients(model, name)
             bad = work.bad()
             watchdog.move(f"step {step}: sums over ranks")
@@ -226,8 +241,10 @@ def train_stage(
                     )
                 display.note(f"{fault}; the step was skipped")
             optimizer.zero_grad(set_to_none=True)
+            gradients.clear()  # or the next step would hold two sets of them
 
-            record = {
+            now = time.perf_counter()
+            record: dict[str, Any] = {
                 "stage": name,
                 "step": step,
                 "loss": told.loss if told.is_finite else None,
@@ -239,19 +256,33 @@ def train_stage(
                 "norms": told.norms if told.is_finite else {},
                 "rate": factor,
                 "bad": told.bad,
+                "flops": told.flops,
                 "wait": max(told.waits),
-                "seconds": time.perf_counter() - began,
+                "seconds": now - began,
+                "tokens_per_second": told.tokens / (now - ended),
+                "mfu": told.flops / (now - ended) / peak,
+                "memory": peak_memory(world.device),
             }
             # The metrics come first: a kill in between loses none, and lines without a checkpoint are forgotten.
             if world.is_first:
                 run.log(record)
             last = step == steps
+            # Who is asked to leave has no time for it; but with the first stage's end all later ones are compared.
+            if heldout and (last or (heldout.is_due(step) and not told.asked)):
+                watchdog.move(f"step {step}: held-out samples")
+                line = heldout.measure(model, step)
+                watchdog.take_busy()  # no part of the training's pace
+                if line and world.is_first:
+                    run.log(line)
+                    display.heldout(line)
+                    tracking.log(line)
             if last or told.asked or step % recipe.run.save == 0:
                 # The next stage begins with a fresh optimizer, so the last checkpoint needs no state of this one.
                 watchdog.move(f"step {step}: saving")
                 tensors = _changing(model) | ({} if last else _optimizer_tensors(model, optimizer))
                 saver.save(name, step, tensors, state_at(step, work.after), recipe.run.keep)
             display.step(record)
+            tracking.log(record)
             if told.asked and not last:
                 saver.wait()
                 raise Interrupted(f"stages.{name}: stopped and saved after step {step} of {steps}")

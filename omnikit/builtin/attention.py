@@ -4,7 +4,7 @@ Letters: B rows of T positions, N documents, S the longest document of a bucket,
 and values, D head width.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,8 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+PLAIN = 512
+"""Positions up to which a CPU computes a document's attention in bfloat16 by the formula; beyond, flash is as fast."""
 
 
 class Buckets(NamedTuple):
@@ -148,10 +150,13 @@ def _by_buckets(
             one.index_select(0, bucket.flatten()).unflatten(0, bucket.shape).transpose(1, 2)
             for one in (query, key, value)
         )
-        with sdpa_kernel(_backends(q, bucket.shape[1])):
-            attended = scaled_dot_product_attention(
-                q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
-            )
+        if _is_plain(q, dropout):
+            attended = _Plain.apply(q, k, v, scale or q.shape[-1] ** -0.5)
+        else:
+            with sdpa_kernel(BACKENDS):
+                attended = scaled_dot_product_attention(
+                    q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
+                )
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
     of_padding = value.new_zeros(1, query.shape[1], value.shape[-1])
     if not docs.members:  # all is padding: gradients are zero, but there, or ranks would not agree on whose there are
@@ -160,7 +165,48 @@ def _by_buckets(
     return torch.cat(outputs).index_select(0, docs.order)
 
 
-def _backends(query: Tensor, length: int) -> list[SDPBackend]:
-    """On a CPU, short documents in bfloat16 go three times as fast through the plain formula (`docs/log.md`)."""
-    short = query.device.type == "cpu" and query.dtype == torch.bfloat16 and length <= 256
-    return [SDPBackend.MATH] if short else BACKENDS
+def _is_plain(query: Float[Tensor, "N A S D"], dropout: float) -> bool:
+    """On a CPU, documents in bfloat16 go several times as fast through the formula written out (`docs/log.md`)."""
+    is_cpu_half = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    return is_cpu_half and not dropout and query.shape[2] <= PLAIN
+
+
+class _Plain(torch.autograd.Function):
+    """Softmax of scaled, causally masked products, times the values; all heads that share a key in one product.
+
+    Of its S x S tensors it keeps the probabilities alone, in bfloat16; autograd would keep four, SDPA's own in float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        query: Float[Tensor, "N A S D"],
+        key: Float[Tensor, "N K S D"],
+        value: Float[Tensor, "N K S D"],
+        scale: float,
+    ) -> Float[Tensor, "N A S D"]:
+        (num, heads, length, width), kinds = query.shape, key.shape[1]
+        with torch.autocast("cpu", enabled=False):  # softmax would be taken, and kept, in float32
+            q = (query * scale).reshape(num * kinds, -1, width)
+            k, v = (one.reshape(num * kinds, length, width) for one in (key, value))
+            scores = torch.bmm(q, k.transpose(1, 2)).view(num * heads, length, length)
+            scores += scores.new_full((length, length), -torch.inf).triu_(1)
+            weights = torch.softmax(scores, -1)
+            output = torch.bmm(weights.view(num * kinds, -1, length), v)
+        ctx.save_for_backward(q, k, v, weights)
+        ctx.scale = scale
+        return output.view(num, heads, length, width)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Float[Tensor, "N A S D"]) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        q, k, v, weights = ctx.saved_tensors
+        (num, heads, length, width), joined = grad.shape, (len(q), -1, len(weights[0]))
+        with torch.autocast("cpu", enabled=False):
+            grad = grad.reshape(q.shape)
+            to_value = torch.bmm(weights.view(joined).transpose(1, 2), grad)
+            to_weights = torch.bmm(grad, v.transpose(1, 2)).view_as(weights)
+            to_scores = torch.ops.aten._softmax_backward_data(to_weights, weights, -1, weights.dtype).view(joined)
+            to_query = torch.bmm(to_scores, k) * ctx.scale
+            to_key = torch.bmm(to_scores.transpose(1, 2), q)
+        shared = (num, -1, length, width)
+        return to_query.view(num, heads, length, width), to_key.view(shared), to_value.view(shared), None

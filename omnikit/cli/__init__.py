@@ -17,6 +17,7 @@ from omnikit.cli.recipes import check, show
 from omnikit.cli.sampledata import data
 from omnikit.cli.surroundings import env
 from omnikit.cli.training import train
+from omnikit.cli.verifying import verify
 
 app = typer.Typer(
     help="Train omni-modal language models (image, video, audio and text in, text out) from one YAML recipe.",
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (train, check, show, chat, env):
+for command in (train, check, show, chat, verify, env):
     app.command()(command)
 data.command()(preview)
 app.add_typer(plugins, name="plugins")

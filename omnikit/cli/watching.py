@@ -2,9 +2,13 @@
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
+
+RECENT = 20
+"""Steps over which speeds are means."""
 
 
 @contextmanager
@@ -34,7 +38,8 @@ class Lines:
 
     def __init__(self, stages: Sequence[str], every: int) -> None:
         self.stages, self.every = stages, every
-        self.steps = self.first = self.tokens = 0
+        self.steps = self.first = 0
+        self.recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT)
         self.began = 0.0
         self.indexed: dict[str, float] = {}
         self.cached: dict[str, float] = {}
@@ -59,7 +64,7 @@ class Lines:
 
     def stage(self, name: str, done: int, steps: int) -> None:
         """A stage begins, or goes on after `done` steps."""
-        self.steps, self.first, self.tokens, self.began = steps, done, 0, time.monotonic()
+        self._begin(done, steps)
         self.note(
             f"stage {self.stages.index(name) + 1} of {len(self.stages)}, {name}: {steps} steps"
             + (f", going on after {done}" if done else "")
@@ -67,16 +72,43 @@ class Lines:
 
     def step(self, record: Mapping[str, Any]) -> None:
         """A step was made."""
-        self.tokens += record["tokens"]
+        self.recent.append(record)
         step = record["step"]
         if step % self.every == 0 or step == self.steps:
             self.note(f"{record['stage']} {step}/{self.steps}  {self.figures(record)}")
 
+    def heldout(self, record: Mapping[str, Any]) -> None:
+        """Held-out samples were measured."""
+        groups = "  ".join(f"{group} {loss:.3f}" for group, loss in record["losses"].items())
+        self.note(f"{record['stage']} {record['step']}/{self.steps}  held-out loss {record['loss']:.3f}: {groups}")
+        if record["alarm"]:
+            self.note(f"warning: {record['alarm']}")
+
     def figures(self, record: Mapping[str, Any]) -> str:
-        """Loss, speed, and the time that is left of the stage, in words."""
-        seconds = max(time.monotonic() - self.began, 1e-9)
-        left = seconds / (record["step"] - self.first) * (self.steps - record["step"])
-        return f"loss {record['loss']:.3f}  {self.tokens / seconds:,.0f} tokens/s  {_duration(left)} left"
+        """Loss, speed, share of the machine's peak, share of the time that data is waited for, memory, and the time
+        that is left of the stage. Speeds are of the last steps.
+        """
+        seconds = sum(one["seconds"] for one in self.recent)
+        speed, mfu = (
+            sum(one[key] * one["seconds"] for one in self.recent) / max(seconds, 1e-9)
+            for key in ("tokens_per_second", "mfu")
+        )
+        waited = sum(one["wait"] for one in self.recent)
+        gone, made = time.monotonic() - self.began, record["step"] - self.first
+        left = gone / made * (self.steps - record["step"])
+        parts = (
+            "skipped" if record["loss"] is None else f"loss {record['loss']:.3f}",
+            f"{speed:,.0f} tokens/s",
+            f"MFU {mfu:.0%}" if mfu >= 0.1 else f"MFU {mfu:.1%}",
+            f"wait {waited / max(waited + seconds, 1e-9):.0%}",
+            f"{record['memory'] / 1e9:.1f} GB",
+            f"{_duration(left)} left" if left else f"in {_duration(gone)}",
+        )
+        return "  ".join(parts)
+
+    def _begin(self, done: int, steps: int) -> None:
+        self.steps, self.first, self.began = steps, done, time.monotonic()
+        self.recent.clear()
 
     def note(self, text: str) -> None:
         """Something worth a line."""
@@ -96,14 +128,16 @@ class Bars(Lines):
     def __init__(self, stages: Sequence[str], every: int) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+        from rich.table import Column
 
         super().__init__(stages, every)
         self.bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=None),  # what the figures leave
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[figures]}", markup=False, table_column=Column(no_wrap=True)),
             console=Console(stderr=True),
+            expand=True,
         )
         self.task: TaskID | None = None
         self.indexes: dict[str, TaskID] = {}
@@ -132,14 +166,14 @@ class Bars(Lines):
         """A new bar."""
         for task in self.caches.values():
             self.bars.update(task, visible=False)
-        self.steps, self.first, self.tokens, self.began = steps, done, 0, time.monotonic()
+        self._begin(done, steps)
         number = f"{self.stages.index(name) + 1}/{len(self.stages)}"
         width = max(map(len, self.stages))
         self.task = self.bars.add_task(f"{number} {name:<{width}}", total=steps, completed=done, figures="")
 
     def step(self, record: Mapping[str, Any]) -> None:
         """The bar moves."""
-        self.tokens += record["tokens"]
+        self.recent.append(record)
         if self.task is not None:
             self.bars.update(self.task, completed=record["step"], figures=self.figures(record))
 

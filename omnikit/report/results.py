@@ -47,12 +47,13 @@ def summary(
     stages = {}
     for stage, entry in recipe.stages.items():
         rows = _of(stage, records)
+        made = [row["loss"] for row in rows if row["loss"] is not None]  # None: of a step that was skipped
         stages[stage] = {
             "steps": rows[-1]["step"] if rows else 0,
             "planned": entry.steps or (rows[-1]["step"] if rows else 0),
             "seconds": round(sum(row["seconds"] + row.get("wait", 0.0) for row in rows), 3),
             "tokens": sum(row["tokens"] for row in rows),
-            "loss": smooth([row["loss"] for row in rows])[-1] if rows else None,
+            "loss": smooth(made)[-1] if made else None,
             "losses": {group: losses[-1] for group, (_, losses) in curves(rows).items()},
             "train": entry.model_dump(mode="json")["train"],
         }

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from omnikit.checkpoint import MEASURED
 from omnikit.recipe import dump_recipe
 from omnikit.train import train
 
@@ -46,7 +47,7 @@ class Observed:
 
 
 def without_time(line):
-    return {key: value for key, value in line.items() if key not in ("seconds", "wait")}
+    return {key: value for key, value in line.items() if key not in MEASURED}
 
 
 @pytest.fixture

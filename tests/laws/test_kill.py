@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from omnikit.checkpoint import RunFolder, verify
+from omnikit.checkpoint import MEASURED, RunFolder, verify
 from omnikit.recipe import dump_recipe
 
 KILLS = 9
@@ -107,10 +107,7 @@ def wait_for_new_lines(folder, number):
 
 
 def metrics_of(folder):
-    return [
-        {key: value for key, value in line.items() if key not in ("seconds", "wait")}
-        for line in RunFolder(folder).metrics()
-    ]
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in RunFolder(folder).metrics()]
 
 
 def checkpoints_of(folder):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from omnikit.checkpoint import RunFolder
+from omnikit.checkpoint import MEASURED, RunFolder
 from omnikit.data import Position, StageData, layouter_of
 from omnikit.packing import Batch
 from omnikit.stages import apply_rules, rules_by_parameter, trained
@@ -261,7 +261,7 @@ def resumable(recipe_of, parts, tmp_path_factory, tensors_of):
 
 
 def without_time(line):
-    return {key: value for key, value in line.items() if key not in ("seconds", "wait")}
+    return {key: value for key, value in line.items() if key not in MEASURED}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from omnikit import cache, filling
-from omnikit.checkpoint import BAD, RunFolder
+from omnikit.checkpoint import BAD, MEASURED, RunFolder
 from omnikit.cli.watching import Lines
 from omnikit.component import Medium, Member
 from omnikit.data import Position, StageData, layouter_of
@@ -329,7 +329,7 @@ def some_broken(pictures, tmp_path):
 
 
 def without_time(record):
-    return {key: value for key, value in record.items() if key not in ("seconds", "wait", "loss", "losses", "norm")}
+    return {key: value for key, value in record.items() if key not in (*MEASURED, "loss", "losses", "norm", "flops")}
 
 
 def test_a_bad_medium_is_padding_and_listed_as_without_a_cache(of_pictures, some_broken, tmp_path):
