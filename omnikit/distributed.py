@@ -29,6 +29,8 @@ WAITING = timedelta(days=1)
 """How long ranks wait for one another before torch gives up: the first one may index a large data set meanwhile. That
 a step hangs is noticed by `omnikit.watchdog`."""
 
+MEETING = timedelta(minutes=5)
+"""How long they wait until all are there and connected: gloo has been seen never to come out of that."""
 PARTED = ("Connection reset by peer", "Connection closed by peer", "remote process exited", "gloo/transport")
 """By which an error of torch's tells that another rank is gone: of gloo, of NCCL, of the store."""
 
@@ -162,10 +164,13 @@ def joined() -> Iterator[World]:
     if cuda:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=WAITING)
+    dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=MEETING)
     store = dist.PrefixStore("omnikit", dist.distributed_c10d._get_default_store())
     try:
-        yield World(*place, device=device, side=dist.new_group(backend="gloo"), store=store)
+        side = dist.new_group(backend="gloo", timeout=MEETING)
+        for group in (dist.group.WORLD, side):
+            dist.set_timeout(WAITING, group)
+        yield World(*place, device=device, side=side, store=store)
     except RuntimeError as error:
         sign = next((sign for sign in PARTED if sign in str(error)), None)
         if sign is None:

@@ -266,6 +266,7 @@ def train_stage(
             # The metrics come first: a kill in between loses none, and lines without a checkpoint are forgotten.
             if world.is_first:
                 run.log(record)
+                tracking.log(record)
             last = step == steps
             # Who is asked to leave has no time for it; but with the first stage's end all later ones are compared.
             if heldout and (last or (heldout.is_due(step) and not told.asked)):
@@ -282,7 +283,6 @@ def train_stage(
                 tensors = _changing(model) | ({} if last else _optimizer_tensors(model, optimizer))
                 saver.save(name, step, tensors, state_at(step, work.after), recipe.run.keep)
             display.step(record)
-            tracking.log(record)
             if told.asked and not last:
                 saver.wait()
                 raise Interrupted(f"stages.{name}: stopped and saved after step {step} of {steps}")
