@@ -221,7 +221,7 @@ class RunFolder:
 
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = os.read(file, 1000).decode(errors="replace").strip() or "another process"
+                holder = os.read(file, 1000).decode(errors="replace").strip('"\n') or "another process"
                 raise ValueError(
                     f"{self.path}: {holder} is training into it; wait for it or stop it, or give --out another folder"
                 ) from None
@@ -231,7 +231,7 @@ class RunFolder:
                     stacklevel=2,
                 )
             os.truncate(file, 0)
-            os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            os.write(file, json.dumps(f"process {os.getpid()} on {socket.gethostname()}").encode() + b"\n")
             yield
         finally:
             os.close(file)

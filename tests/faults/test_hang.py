@@ -1,0 +1,85 @@
+"""Tests 11 and 12: a rank that hangs ends the job and is named with step and module; a slow one is named."""
+
+import os
+import signal
+import time
+
+import pytest
+from harness import lines_of, metrics_of, wait_for_lines
+
+SECONDS = 8.0
+"""run.hang of these tests: more than a busy machine takes for a step."""
+
+
+@pytest.fixture(scope="module")
+def recipe(toy, parts):
+    stages = {
+        "omni": parts.stage(
+            {"text": 1, "image": 1, "audio": 1},
+            {"encoders.vision": "frozen", "rest": 3e-3},
+            steps=24,
+            batch={"length": 48, "packs": 4, "micro": 1},
+        )
+    }
+    return toy("hang", stages, run={"hang": SECONDS, "save": 4})
+
+
+@pytest.mark.parametrize(
+    ("rank", "module"),
+    [
+        (1, "modalities.audio.projector"),
+        (0, "encoders.vision.tower.encoder.layers.0"),
+        (1, "backbone.model.layers.1"),
+        (0, ""),
+    ],
+)
+def test_a_rank_that_sleeps_for_ever_ends_the_job_and_is_named_with_step_and_module(
+    ranks, recipe, tmp_path, rank, module
+):
+    fault = ("sleep", {"rank": rank, "step": 6, "seconds": 3600, "module": module})
+    started = ranks.start("train", recipe, "--out", tmp_path / "run", faults=[fault])
+    codes = started.wait(60)
+    print(f"injected: rank {rank} sleeps in {module or 'the model'} at step 6: {codes}, {started.seconds}")
+    print(started.told())
+    assert 0 not in codes
+    place = f"step 6: {module}" if module else "step 6: model"
+    lines = [line for number in (0, 1) for line in started.err(number).splitlines() if "nothing has moved" in line]
+    assert len(lines) == 1, "it is said once"
+    assert f"rank {rank} at {place}" in lines[0]
+    if module:  # before the first module both are in the same place: the other waits there for the weights
+        assert f"rank {1 - rank} at" not in lines[0]
+    assert lines_of(tmp_path / "run") == 5
+
+
+def test_under_the_launcher_a_stopped_rank_is_named_all_are_ended_and_a_restart_goes_on(launch, recipe, tmp_path):
+    """SIGSTOP: not even the rank's own watchdog runs any more."""
+    folder = tmp_path / "run"
+    job = launch("train", recipe, "--out", folder, "--nproc", 2, "--max-restarts", 1)
+    wait_for_lines(folder, 5)
+    stopped = job.rank(1)
+    os.kill(stopped, signal.SIGSTOP)
+    began = time.monotonic()
+    code = job.wait(180)
+    print(f"injected: SIGSTOP of rank 1; the job had ended {time.monotonic() - began:.0f} s later with {code}")
+    print(job.told())
+    job.gone(10)
+    assert code == 0, "the restart went through"
+    assert "nothing has moved for 8 s: rank 1 at step" in job.told()
+    assert [line["step"] for line in metrics_of(folder)] == list(range(1, 25))
+
+
+def test_a_slow_rank_is_named_and_the_run_completes(ranks, recipe, tmp_path):
+    started = ranks.run(
+        "train", recipe, "--out", tmp_path / "run", faults=[("slow", {"rank": 1, "seconds": 0.4})], timeout=180
+    )
+    told = started.told()
+    print(told)
+    assert lines_of(tmp_path / "run") == 24
+    assert told.count("rank 1 is slow") == 1 and "rank 0 is slow" not in told
+
+
+def test_ranks_that_are_alike_are_not_called_slow(ranks, toy, parts, tmp_path):
+    stages = {"only": parts.stage({"text": 1}, {"rest": 3e-3}, steps=24)}
+    started = ranks.run("train", toy("alike", stages), "--out", tmp_path / "run")
+    print(started.told())
+    assert "is slow" not in started.told() and "nothing has moved" not in started.told()
