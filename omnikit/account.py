@@ -7,7 +7,7 @@ divide by; so the result is the same however a step was cut into ranks and micro
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,6 +54,22 @@ class Outcome(NamedTuple):
     def means(self) -> dict[str, float]:
         """Mean loss by group."""
         return {name: total / self.labels[name] for name, total in self.losses.items()}
+
+    def record(self) -> dict[str, Any]:
+        """What of it is logged. Of a step that could not be made there is no loss."""
+        finite = self.is_finite
+        return {
+            "loss": self.loss if finite else None,
+            "losses": self.means if finite else {},
+            "labels": self.num_labels,
+            "tokens": self.tokens,
+            "places": self.places,
+            "norm": self.norm if finite else None,
+            "norms": self.norms if finite else {},
+            "bad": self.bad,
+            "flops": self.flops,
+            "wait": max(self.waits),
+        }
 
     @property
     def norm(self) -> float:

@@ -35,7 +35,7 @@ from omnikit.cache import sync
 from omnikit.component import BackboneConfig, EncoderConfig
 from omnikit.distributed import ALONE, World
 from omnikit.indexing import Note
-from omnikit.recipe import Recipe, dump_recipe
+from omnikit.recipe import Recipe, changes, dump_recipe
 from omnikit.strictyaml import read_file
 from omnikit.versions import versions
 
@@ -44,19 +44,8 @@ METRICS = "metrics.jsonl"
 MEASURED = frozenset({"wait", "seconds", "tokens_per_second", "mfu", "memory"})
 """What in its lines is of the machine: the rest of a line is the same in every run of the recipe."""
 BAD = "bad_samples.jsonl"
-ORDER = "[order]"
 STATE = "state.json"
 LOCK = "lock"
-MAY_CHANGE = frozenset(
-    {
-        *("run.save", "run.keep", "run.log", "run.workers", "run.shard", "run.on_nonfinite", "run.hang"),
-        *("run.tracker", "run.eval", "run.forgetting"),
-        *("limits.read_seconds", "limits.memory_bytes"),
-    }
-)
-"""Paths of a recipe that may differ when a run goes on: they change nothing that is computed."""
-
-
 BEGINNING = frozenset({LOCK, "lock.json", "lock.json.tmp", "recipe.yaml.tmp"})
 """What a run that was killed as it began can have left."""
 
@@ -261,8 +250,7 @@ class RunFolder:
             refused = [
                 f"{path}: {key}: the run was begun with {before}, the recipe now says {after}; "
                 "give --out another folder, or go on with the recipe as it was"
-                for key, before, after in _differences(_flat(read_file(path)), _flat(_plain(recipe)))
-                if key not in MAY_CHANGE and not re.fullmatch(r"data\.\w+\.max_bad", key)
+                for key, before, after in changes(read_file(path), recipe)
             ]
             if refused:
                 raise ValueError("\n".join(refused))
@@ -382,33 +370,6 @@ def _weighted(recipe: Recipe) -> Iterator[tuple[str, BackboneConfig | EncoderCon
     yield "backbone", recipe.backbone
     for name, config in recipe.encoders.items():
         yield f"encoders.{name}", config
-
-
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", by_alias=True)
-
-
-def _flat(node: object, path: str = "") -> dict[str, object]:
-    """The leaves of nested mappings by dotted path, and the order of each: stages, rules, sources, tokens follow it."""
-    if not isinstance(node, Mapping):
-        return {path: node}
-    leaves: dict[str, object] = {path + ORDER: list(node)}
-    for key, value in node.items():
-        leaves |= _flat(value, f"{path}.{key}" if path else str(key))
-    return leaves
-
-
-def _differences(before: Mapping[str, object], after: Mapping[str, object]) -> Iterator[tuple[str, object, object]]:
-    for key in dict.fromkeys([*before, *after]):
-        if before.get(key) == after.get(key):
-            continue
-        # Another order of other keys is told by these keys.
-        if not key.endswith(ORDER) or _same(before.get(key), after.get(key)):
-            yield key, before.get(key, "nothing"), after.get(key, "nothing")
-
-
-def _same(before: object, after: object) -> bool:
-    return isinstance(before, list) and isinstance(after, list) and set(before) == set(after)
 
 
 def write_atomically(path: Path, text: str | Iterable[str]) -> None:

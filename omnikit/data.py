@@ -144,6 +144,11 @@ class StageData:
         self._plans: dict[int, list[Plan]] = {}
         """The last two windows: checkpoints and the pass that fills a cache ask for them again."""
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """The indexes' digests: they decide the plan."""
+        return {key: index.digest for key, index in self.indexes.items()}
+
     @functools.cached_property
     def steps_planned(self) -> int:
         """Steps of the stage. Of one that is given in epochs all windows are planned for it."""

@@ -20,7 +20,7 @@ from omnikit.recipe import Recipe, load_recipe
 from omnikit.registry import Registry
 from omnikit.sample import Branch, Layout, Layouter
 from omnikit.stages import build
-from omnikit.train import ancestors, inherit
+from omnikit.starting import ancestors, inherit
 
 BATCH = 64
 
@@ -41,7 +41,7 @@ class Run:
             raise ValueError(f"{folder}: holds no run (no recipe.yaml); give the folder that `omnikit train` wrote")
         recipe = load_recipe(path, registry)
         checkpoints = ancestors(recipe, None, RunFolder(folder))
-        if not checkpoints:
+        if not any(checkpoint.step for checkpoint in checkpoints):
             raise ValueError(f"{folder}: has no checkpoint yet; let `omnikit train` reach its first one")
         model = build(recipe, frozenset(recipe.modalities))
         inherit(model, checkpoints)

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from omnikit.recipe_changes import changes
 from omnikit.recipe_checks import built, check, frozen_encoders, modules, reach, rule_for, trains_within, within
 from omnikit.recipe_json import json_schema
 from omnikit.recipe_merge import apply_sets, read_recipe
@@ -46,6 +47,7 @@ __all__ = [
     "Stage",
     "Train",
     "built",
+    "changes",
     "dump_recipe",
     "frozen_encoders",
     "json_schema",

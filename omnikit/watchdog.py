@@ -21,6 +21,8 @@ from omnikit.distributed import World
 
 SLOW = 2.0
 """A rank that needs so many times as long as the others is slow."""
+LEAST = 0.1
+"""Seconds a step by which it is slower, at least: of toys nobody need know."""
 STEPS = 10
 """Over about so many steps, and not sooner."""
 
@@ -158,7 +160,7 @@ class Pace:
             return ""
         for rank, mean in enumerate(self.means):
             rest = median(other for number, other in enumerate(self.means) if number != rank)
-            if mean > SLOW * rest and mean - rest > step / 10 and rank not in self.told:
+            if mean > SLOW * rest and mean - rest > max(step / 10, LEAST) and rank not in self.told:
                 self.told.add(rank)
                 return f"rank {rank} is slow: {mean:.3g} s a step where the others need {rest:.3g} s"
         return ""

@@ -262,7 +262,7 @@ class Watched(Display):
 
     def start(self, name):
         """The tensors with which a stage began."""
-        from omnikit.train import start_of
+        from omnikit.starting import start_of
 
         model = start_of(self.recipe, name, self.run)
         return {

@@ -36,7 +36,7 @@ def verify(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Prove on a recipe and its data, shrunk, that training does what it says.
+    """Prove on a recipe and its data that training does right.
 
     Resuming is bitwise; packing, micro-batches and ranks change neither loss nor gradients; ranks that lack modalities
     do not hang; frozen parameters do not move and the others do; stages hand over; label tokens are counted. The stages

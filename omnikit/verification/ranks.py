@@ -12,7 +12,7 @@ from omnikit.data import Entry, StageData, layouter_of
 from omnikit.distributed import World, shard, spread, sum_replicas
 from omnikit.recipe import Recipe
 from omnikit.stages import apply_rules, recompute, rules_by_parameter, units_of
-from omnikit.train import start_of
+from omnikit.starting import start_of
 from omnikit.verification.batches import batch_of, fitting
 from omnikit.verification.observing import gradients_of
 from omnikit.verification.taking import Taken, taken

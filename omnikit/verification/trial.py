@@ -13,8 +13,9 @@ from omnikit.model import OmniModel
 from omnikit.recipe import Recipe
 from omnikit.sample import Layout, Layouter
 from omnikit.stages import apply_rules, rules_by_parameter
+from omnikit.starting import start_of
 from omnikit.testing.results import reason
-from omnikit.train import start_of, train
+from omnikit.train import train
 from omnikit.verification.observing import Quiet, fingerprints, observed
 from omnikit.verification.taking import Taken, taken
 

@@ -14,7 +14,7 @@ from omnikit.packing import collate
 from omnikit.recipe import built, load_recipe
 from omnikit.registry import Registry
 from omnikit.stages import apply_rules, optimizer_of, rules_by_parameter, trained, units_of
-from omnikit.train import _changing, _optimizer_tensors, _restore, start_of
+from omnikit.starting import _restore, changing, optimizer_tensors, start_of
 
 
 def _model(recipe, stage, world, cut=True):
@@ -45,7 +45,7 @@ def reshard(path, source, target, held):
         for tensor in (*trained(model).values(),):
             torch.nn.init.constant_(tensor.to_local() if isinstance(tensor, DTensor) else tensor, 7.0)
         _restore(model, optimizer, checkpoint)
-        tensors = _changing(model) | _optimizer_tensors(model, optimizer)
+        tensors = changing(model) | optimizer_tensors(model, optimizer)
         RunFolder(Path(target)).save(name, 2, tensors, checkpoint.state(), 2, world)
 
 

@@ -10,7 +10,8 @@ from omnikit.checkpoint import MEASURED, RunFolder
 from omnikit.data import Position, StageData, layouter_of
 from omnikit.packing import Batch
 from omnikit.stages import apply_rules, rules_by_parameter, trained
-from omnikit.train import TrainingStopped, start_of, train
+from omnikit.starting import start_of
+from omnikit.train import TrainingStopped, train
 
 pytestmark = pytest.mark.usefixtures("small_windows")
 

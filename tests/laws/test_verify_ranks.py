@@ -26,15 +26,15 @@ def skip_stand_ins():
 
 
 def sum_the_mean():
-    import omnikit.train
-    shard = omnikit.train.shard
+    import omnikit.starting
+    shard = omnikit.starting.shard
 
     def meaning(model, units, world, bf16):
         shard(model, units, world, bf16)
         for module in model.modules():
             if hasattr(module, "set_gradient_divide_factor"):
                 module.set_gradient_divide_factor(2.0)
-    omnikit.train.shard = meaning
+    omnikit.starting.shard = meaning
 """
 
 

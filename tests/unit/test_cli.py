@@ -322,7 +322,13 @@ def run(tmp_path_factory, recipe_file):
 def test_training_prints_a_line_every_few_steps_and_the_held_out_table(run):
     folder, out, err = run
     assert "stage 1 of 2, language: 4 steps" in err and "stage 2 of 2, image: 4 steps" in err
-    lines = [line for line in err if re.fullmatch(r"\w+ \d/4  loss \d+\.\d{3}  [\d,]+ tokens/s  .+ left", line)]
+    lines = [
+        line
+        for line in err
+        if re.fullmatch(
+            r"\w+ \d/4  loss \d+\.\d{3}  [\d,]+ tokens/s  MFU .+  wait \d+%  \d\.\d GB  (.+ left|in .+)", line
+        )
+    ]
     assert [line.split("  ")[0] for line in lines] == ["language 2/4", "language 4/4", "image 2/4", "image 4/4"]
     number = r"\d+\.\d%"
     assert re.search(
@@ -412,11 +418,15 @@ def test_absent_data_is_a_line_each_with_what_to_do(omnikit, tmp_path, monkeypat
 def test_bars_show_loss_speed_and_time_left(capsys):
     with Bars(["warm_up", "main"], every=10) as bars:
         bars.stage("warm_up", 2, 4)
-        bars.step({"stage": "warm_up", "step": 3, "loss": 1.25, "tokens": 100})
+        times = {"seconds": 0.5, "wait": 0.1, "tokens_per_second": 200.0, "mfu": 0.3, "memory": 2e9}
+        bars.step({"stage": "warm_up", "step": 3, "loss": 1.25, "tokens": 100, **times})
         bars.note("held-out [red]: 3 samples")
     err = capsys.readouterr().err
     assert "held-out [red]: 3 samples" in err
-    assert re.search(r"1/2 warm_up .*3/4 loss 1\.250  [\d,]+ tokens/s  \d+ s left", " ".join(err.split("\n")))
+    assert re.search(
+        r"1/2 warm_up .*3/4 loss 1\.250  200 tokens/s  MFU 30%  wait 17%  2\.0 GB  \d+ s left",
+        " ".join(err.split("\n")),
+    )
 
 
 def test_work_in_parts_has_a_bar_for_each_on_a_terminal(capsys, monkeypatch):

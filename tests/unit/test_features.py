@@ -23,7 +23,8 @@ from omnikit.packing import read_items
 from omnikit.recipe import Recipe, frozen_encoders
 from omnikit.stages import apply_rules, rules_by_parameter, units_of
 from omnikit.stages import recompute as again
-from omnikit.train import start_of, train
+from omnikit.starting import start_of
+from omnikit.train import train
 
 RULES = {"modalities": 1e-2, "rest": "frozen"}
 

@@ -56,7 +56,7 @@ def half(path):
 
 
 @pytest.fixture
-def broken(tmp_path, world, recipe_of, parts):
+def broken(tmp_path, world, recipe_of, parts, small_windows):
     """broken(modality, which) -> a recipe of 40 records, those of which `which` says so with half a file."""
 
     def make(modality, which, **run):

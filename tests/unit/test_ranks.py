@@ -214,7 +214,7 @@ def test_a_slow_rank_is_told_once_and_no_other():
     assert next(text for text in told if text).startswith("rank 2 is slow: ") and not any(told[: STEPS - 1])
     assert not any(Pace().add([1.0], 1.0) for _ in range(30))
     few = Pace()
-    assert not any(few.add([0.001, 0.004], 1.0) for _ in range(30)), "of a step of a second milliseconds are nothing"
+    assert not any(few.add([0.001, 0.09], 0.1) for _ in range(30)), "of a step of a second milliseconds are nothing"
 
 
 # ----------------------------------------------------------------------------------------------------------- two as one

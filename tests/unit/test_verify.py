@@ -82,7 +82,7 @@ def test_parameters_of_a_modality_that_no_sample_held_need_not_move(recipe_of, p
 
 
 def test_an_optimizer_that_is_forgotten_is_found(trial, monkeypatch):
-    monkeypatch.setattr("omnikit.train._optimizer_tensors", lambda model, optimizer: {})
+    monkeypatch.setattr("omnikit.starting.optimizer_tensors", lambda model, optimizer: {})
     fails(resuming_is_bitwise, trial, "in memory")
 
 
@@ -116,7 +116,7 @@ def test_a_frozen_parameter_that_moves_is_found(trial, monkeypatch):
         optimizer.register_step_post_hook(lambda *_: frozen.data.view(-1)[:1].add_(1e-3))
         return optimizer
 
-    monkeypatch.setattr("omnikit.train.optimizer_of", moving)
+    monkeypatch.setattr("omnikit.starting.optimizer_of", moving)
     assert fails(rules_hold, trial, "is frozen and moved").figure == 1
 
 
@@ -126,12 +126,12 @@ def test_a_trained_parameter_that_stays_is_found(trial, monkeypatch):
         optimizer.param_groups[0]["params"].pop()
         return optimizer
 
-    monkeypatch.setattr("omnikit.train.optimizer_of", forgetting)
+    monkeypatch.setattr("omnikit.starting.optimizer_of", forgetting)
     assert fails(rules_hold, trial, "has a rate and did not move").figure == 1
 
 
 def test_a_stage_that_does_not_begin_with_what_was_left_is_found(trial, monkeypatch):
-    monkeypatch.setattr("omnikit.train.inherit", lambda model, checkpoints: None)
+    monkeypatch.setattr("omnikit.starting.inherit", lambda model, checkpoints: None)
     fails(stages_hand_over, trial, "is not as it was left")
 
 
@@ -144,7 +144,7 @@ def test_a_tensor_that_init_does_not_copy_is_found(recipe_of, parts, tmp_path, m
     recipe = shrunk(recipe_of(stages), list(stages), 3, full=True)
     sound = of(stages_hand_over, Trial(recipe, tmp_path / "a", lambda *_: None, 60.0))
     assert sound.passed, sound
-    monkeypatch.setattr("omnikit.train.initialise", lambda model, init, stage: [])
+    monkeypatch.setattr("omnikit.starting.initialise", lambda model, init, stage: [])
     fails(stages_hand_over, Trial(recipe, tmp_path / "b", lambda *_: None, 60.0), "modalities.video.projector")
 
 
@@ -197,7 +197,7 @@ def test_labels_that_are_counted_twice_are_found(trial, monkeypatch):
 
 
 def test_a_law_under_which_anything_goes_wrong_fails_and_says_what(trial, monkeypatch):
-    monkeypatch.setattr("omnikit.train.optimizer_of", lambda model, rules: 1 / 0)
+    monkeypatch.setattr("omnikit.starting.optimizer_of", lambda model, rules: 1 / 0)
     fails(rules_hold, trial, "ZeroDivisionError")
     fails(micro_batches_change_nothing, trial, "ZeroDivisionError")
 
