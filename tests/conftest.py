@@ -226,6 +226,15 @@ class Display:
     def indexing(self, source, done, records):
         pass
 
+    def caching(self, what, done, total):
+        pass
+
+    def note(self, text):
+        pass
+
+    def heldout(self, record):
+        pass
+
     def stage(self, name, done, steps):
         self.stages.append((name, done, steps))
 
