@@ -50,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> None:
         except (ValueError, OSError, ExceptionGroup) as error:
             _tell(_lines(error))
             code = 2
-    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if code and any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")):
         # To leave in good order would wait for the other processes, which may wait for this one.
         sys.stdout.flush()
         sys.stderr.flush()
