@@ -109,16 +109,7 @@ def begin(
     if cached:
         cached = use_features(recipe, name, model, data, position, steps - step, display, resumed is not None, world)
 
-    # Cut up among the ranks.
-    units = units_of(model)
-    if recipe.run.recompute:
-        recompute(units)
-    if recipe.run.compile:
-        compile_in_place(units)
-    whole = flat_tensors(model)[0]
-    shard(model, units, world, recipe.run.precision == "bf16")
-    spread(flat_tensors(model)[0], whole, world)
-    del whole
+    cut_up(model, recipe, world)
     optimizer = optimizer_of(model, rules)
     if resumed is not None:
         _restore(model, optimizer, resumed)
@@ -145,6 +136,18 @@ def begin(
         parents=parents,
         lasting=lasting,
     )
+
+
+def cut_up(model: OmniModel, recipe: Recipe, world: World) -> None:
+    """Recompute and compile blocks as the recipe says, and cut the first rank's model up among all ranks."""
+    units = units_of(model)
+    if recipe.run.recompute:
+        recompute(units)
+    if recipe.run.compile:
+        compile_in_place(units)
+    whole = flat_tensors(model)[0]
+    shard(model, units, world, recipe.run.precision == "bf16")
+    spread(flat_tensors(model)[0], whole, world)
 
 
 def _check_plan(state: Mapping[str, Any], data: StageData, position: Position, checkpoint: Checkpoint) -> None:

@@ -28,6 +28,9 @@ SECONDS = 300.0
 """Seconds that a helper may take for a job, of which the first imports transformers. Collectives that wait for each
 other in vain last as long."""
 
+ALONG = 5.0
+"""Seconds that a rank has to fail as well once another one has failed."""
+
 
 class Helper:
     """A fresh Python that calls functions for us. What it imports is not imported here."""
@@ -168,7 +171,7 @@ def ask_rank(function: Callable[..., object], *args: object) -> Any:  # noqa: AN
 
 
 def ask_ranks(function: Callable[..., object], *args: object, seconds: float = SECONDS) -> list[Any]:
-    """What a function returns on each of two ranks of a gloo group. The first failure of either is a Fault.
+    """What a function returns on each of two ranks of a gloo group. Where either fails, what both say is a Fault.
 
     After a failure both are ended: one of them may be waiting in a collective for ever.
     """
@@ -180,8 +183,11 @@ def ask_ranks(function: Callable[..., object], *args: object, seconds: float = S
         waiting, answers = list(helpers), {}
         while waiting:
             for helper in [one for one in waiting if one.connection.poll(0.01)]:
-                answers[helpers.index(helper)] = helper.receive(0)
                 waiting.remove(helper)
+                try:
+                    answers[helpers.index(helper)] = helper.receive(0)
+                except Fault as fault:
+                    raise _joint(helpers, helper, waiting, fault) from fault
             if waiting and time.monotonic() > deadline:
                 raise Fault(f"rank {helpers.index(waiting[0])} gave no answer in {seconds:.0f} s")
     except Fault:
@@ -189,6 +195,18 @@ def ask_ranks(function: Callable[..., object], *args: object, seconds: float = S
             helper.close()
         raise
     return [answers[rank] for rank in range(len(helpers))]
+
+
+def _joint(helpers: list[Helper], failed: Helper, waiting: list[Helper], fault: Fault) -> Fault:
+    """The failure of one rank, with what those say that it takes along: often its own is that another has gone."""
+    told = [(helpers.index(failed), str(fault))]
+    deadline = time.monotonic() + ALONG
+    for helper in waiting:
+        try:
+            helper.receive(max(0.0, deadline - time.monotonic()))
+        except Fault as other:
+            told.append((helpers.index(helper), str(other)))
+    return Fault("; ".join(f"rank {rank}: {words}" for rank, words in sorted(told)))
 
 
 def join_group(rank: int, meeting: str) -> None:

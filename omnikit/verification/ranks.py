@@ -7,12 +7,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from omnikit.checkpoint import RunFolder, flat_tensors
+from omnikit.checkpoint import RunFolder
 from omnikit.data import Entry, StageData, layouter_of
-from omnikit.distributed import World, shard, spread, sum_replicas
+from omnikit.distributed import World, sum_replicas
 from omnikit.recipe import Recipe
-from omnikit.stages import apply_rules, recompute, rules_by_parameter, units_of
-from omnikit.starting import start_of
+from omnikit.stages import apply_rules, rules_by_parameter
+from omnikit.starting import cut_up, start_of
 from omnikit.verification.batches import batch_of, fitting
 from omnikit.verification.observing import gradients_of
 from omnikit.verification.taking import Taken, taken
@@ -42,12 +42,8 @@ def lacking(
     model = start_of(recipe, stage, RunFolder(run), fill=world.is_first)
     apply_rules(model, rules_by_parameter((name for name, _ in model.named_parameters()), recipe, stage))
     model.eval()
-    units = units_of(model)
-    if recipe.run.recompute:
-        recompute(units)
-    whole = flat_tensors(model)[0]
-    shard(model, units, world, bf16=False)
-    spread(flat_tensors(model)[0], whole, world)
+    exact = recipe.run.model_copy(update={"precision": "fp32"})
+    cut_up(model, recipe.model_copy(update={"run": exact}), world)
 
     data, length = StageData(recipe, stage, layouter_of(recipe)), recipe.stages[stage].batch.length
     total = torch.zeros((), dtype=torch.float64)
