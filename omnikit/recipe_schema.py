@@ -193,7 +193,7 @@ class Share(Strict):
     """How much of the mixture a source is, and which modalities its media pass as (`as: {image: video}`)."""
 
     shorthand = "share"
-    share: float = Field(gt=0)
+    share: float = Field(gt=0, le=1e12)
     as_: dict[str, str] = Field(default_factory=dict, alias="as")
 
 

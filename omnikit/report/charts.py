@@ -10,6 +10,8 @@ Curve = tuple[list[int], list[float]]
 
 WIDTH, HEIGHT = 320, 176
 LEFT, RIGHT, TOP, BOTTOM = 30, 310, 10, 152
+DIGIT = 5.8
+"""Width of a digit of a tick's label."""
 POINTS = 120
 COLOURS = 8
 """Series colours in page.css: the classes c0 to c7."""
@@ -56,23 +58,24 @@ def chart(lines: Mapping[str, Curve], groups: Sequence[str], steps: int) -> str:
     if up[-1] < top:
         up.append(round(up[-1] + up[1], 10))
     top = up[-1]
+    margin = max(LEFT, 9 + DIGIT * max(len(f"{tick:g}") for tick in up))
 
     def x(step: float) -> float:
-        return LEFT + (RIGHT - LEFT) * step / max(steps, 1)
+        return margin + (RIGHT - margin) * step / max(steps, 1)
 
     def y(loss: float) -> float:
         return BOTTOM - (BOTTOM - TOP) * loss / top
 
     parts = []
     for tick in up:
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text class="end" x="{LEFT - 5}" y="{y(tick) + 3.5:.1f}">{tick:g}</text>')
+        parts.append(f'<line class="grid" x1="{margin:g}" x2="{RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<text class="end" x="{margin - 5:g}" y="{y(tick) + 3.5:.1f}">{tick:g}</text>')
     for tick in across:
         anchor = "end" if x(tick) > RIGHT - 12 else "middle"
         at = x(tick) + 6 if anchor == "end" else x(tick)
         parts.append(f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{BOTTOM}" y2="{BOTTOM + 4}"/>')
         parts.append(f'<text class="{anchor}" x="{at:.1f}" y="{BOTTOM + 16}">{_short(tick)}</text>')
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{BOTTOM}" y2="{BOTTOM}"/>')
+    parts.append(f'<line class="axis" x1="{margin:g}" x2="{RIGHT}" y1="{BOTTOM}" y2="{BOTTOM}"/>')
     for group, (at, losses) in lines.items():
         chosen = sorted({round(i * (len(at) - 1) / (POINTS - 1)) for i in range(POINTS)})
         points = " ".join(f"{x(at[i]):.1f},{y(losses[i]):.1f}" for i in chosen)
