@@ -100,3 +100,12 @@ def idle_share(costs: Sequence[float], assignment: Assignment) -> float:
     loads = [[sum(costs[number] for number in batch) for batch in slot] for slot in assignment]
     spent = sum(len(slot) * max(slot) for slot in loads)
     return 1 - sum(map(sum, loads)) / spent if spent else 0.0
+
+
+def uneven_places(packs: int, ranks: int, micro: int) -> str | None:
+    """What is to be said where a step's packs do not fill every slot of every rank: the rest is padding."""
+    together = ranks * micro
+    idle = 1 - packs / (-(-packs // together) * together)
+    if not idle:
+        return None
+    return f"{packs} packs a step are no multiple of {ranks} ranks times micro {micro}: {idle:.0%} is padding"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from omnikit.account import Account, Outcome
+from omnikit.balancing import uneven_places
 from omnikit.checking import check_data, check_recipe
 from omnikit.checkpoint import BAD, RunFolder, flat_tensors
 from omnikit.data import Step, layouter_of
@@ -106,6 +107,8 @@ def train_stage(
     if begun is None:
         return
     model, optimizer, stage, bf16 = begun.model, begun.optimizer, recipe.stages[name], recipe.run.precision == "bf16"
+    if uneven := uneven_places(stage.batch.packs, world.size, stage.batch.micro):
+        display.note(f"stage {name}: {uneven}")
     flops, peak, pace = flops_of(recipe, name, model), peak_of(world, bf16), Pace()
     heldout = HeldOut(recipe, name, layouter, world, run.metrics("heldout")) if recipe.run.eval else None
     tracker = recipe.run.tracker if world.is_first else None
@@ -219,7 +222,7 @@ def _is_to_be_made(begun: Begun, work: Step, told: Outcome, run: RunFolder, disp
     if verdict is not None:
         listed = ", ".join(id for _, id in ids)
         raise TrainingStopped(f"{fault}; {verdict}. Its samples: {listed}. Lower the rates, or look at these")
-    display.note(f"{fault}; the step was skipped")
+    display.note(f"{fault}; the step was skipped, {begun.skips.total} of this stage so far")
     return False
 
 

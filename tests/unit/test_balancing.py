@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnikit.balancing import costing, dealt, idle_share, in_order
+from omnikit.balancing import costing, dealt, idle_share, in_order, uneven_places
 
 COSTS = st.lists(st.floats(0, 1e15, allow_subnormal=False), max_size=60)
 SOME = settings(max_examples=150, deadline=None, derandomize=True)
@@ -119,3 +119,16 @@ def test_recomputing_costs_one_pass_more_wherever_gradients_pass(recipe_of, part
     cost, forward = costing(recipe, "one"), recipe.backbone.cost(40, 0)
     assert cost("image", 40, 1e6) == pytest.approx(3 * forward + 1e6)
     assert cost("audio", 40, 1e6) == pytest.approx(3 * forward + 4e6)
+
+
+@pytest.mark.parametrize(
+    ("packs", "ranks", "micro", "told"),
+    [
+        (32, 8, 1, None),
+        (32, 8, 4, None),
+        (32, 64, 1, "32 packs a step are no multiple of 64 ranks times micro 1: 50% is padding"),
+        (6, 4, 1, "6 packs a step are no multiple of 4 ranks times micro 1: 25% is padding"),
+    ],
+)
+def test_packs_that_do_not_fill_all_ranks_are_told(packs, ranks, micro, told):
+    assert uneven_places(packs, ranks, micro) == told
