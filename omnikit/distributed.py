@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ WAITING = timedelta(days=1)
 a step hangs is noticed by `omnikit.watchdog`."""
 
 MEETING = timedelta(minutes=5)
-"""How long they wait until all are there and connected: gloo has been seen never to come out of that."""
+"""How long they wait until all are there and connected."""
 PARTED = ("Connection reset by peer", "Connection closed by peer", "remote process exited", "gloo/transport")
 """By which an error of torch's tells that another rank is gone: of gloo, of NCCL, of the store."""
 
@@ -164,7 +165,9 @@ def joined() -> Iterator[World]:
     if cuda:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=MEETING)
+    meeting, _, _ = next(rendezvous("env://", place.rank, place.size, timeout=MEETING))
+    meeting = dist.PrefixStore(attempt(os.environ), meeting)
+    dist.init_process_group(backend, store=meeting, rank=place.rank, world_size=place.size, timeout=MEETING)
     store = dist.PrefixStore("omnikit", dist.distributed_c10d._get_default_store())
     try:
         side = dist.new_group(backend="gloo", timeout=MEETING)
@@ -179,6 +182,21 @@ def joined() -> Iterator[World]:
         raise ConnectionError(f"another rank is gone ({sign}); {remedy}") from error
     # Only where all is well: after an error others may be gone, and to part from them would wait for them.
     dist.destroy_process_group()
+
+
+def attempt(environ: Mapping[str, str]) -> str:
+    """The name under which the ranks of this start leave one another their addresses.
+
+    torchrun's store outlives a restart, and with it the addresses of ranks that are gone: whoever reads those waits in
+    vain. On one machine its restarts are counted. On several each machine counts its own, so there the store must be
+    one of the ranks' own: where it is not, a restart is a ValueError.
+    """
+    count = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    outlives = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if outlives and count != "0" and environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        told = "torchrun: ranks on several machines that were started again would meet those of the start before"
+        raise ValueError(f"{told}; export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun, on every machine")
+    return f"start {count}" if outlives else "start"
 
 
 def _slurm_master(environ: Mapping[str, str]) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Measures a run and writes both files of its report: what they hold, and which answers the page shows."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,12 +32,15 @@ def report(folder: Path, note: Callable[[str], None] = lambda text: None) -> dic
     for name, table in tables.items():
         table["references"] |= beside.get(name, {})
     records = list(RunFolder(folder).metrics())
-    result = summary(folder.resolve().name, run.recipe, records, tables)
+    # Where the locale is no UTF-8, Python's names of files are not all text.
+    name = os.fsencode(folder.resolve().name).decode(errors="replace")
+    result = summary(name, run.recipe, records, tables)
     opened = {name: entry.data.open() for name, entry in run.recipe.heldout.items()}
     cards = [Card(name, opened[name][index], tables[name]["answers"][index]) for name, index in chosen(tables)]
     lines = {stage: curves(_of(stage, records)) for stage in run.recipe.stages}
     write_atomically(folder / "report.json", json.dumps(result, indent=1) + "\n")
-    write_atomically(folder / "report.html", page_of(result, lines, cards))
+    page = page_of(result, lines, cards).encode(errors="replace").decode()
+    write_atomically(folder / "report.html", page)
     return result
 
 

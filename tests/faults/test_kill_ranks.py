@@ -104,7 +104,7 @@ def test_with_restarts_a_run_whose_ranks_die_three_times_ends_by_itself_and_bitw
     launch, recipe, whole, tmp_path
 ):
     folder = tmp_path / "run"
-    deaths = [(1, 7), (0, 12), (1, 33)]
+    deaths = [(1, 7), (0, 12), (1, 25)]  # the last in the second stage
     faults = [("die", {"rank": rank, "step": step, "mark": str(tmp_path / f"{rank}-{step}")}) for rank, step in deaths]
     job = launch("train", recipe, "--out", folder, "--nproc", 2, "--max-restarts", 3, faults=faults)
     assert job.wait(240) == 0, job.told()

@@ -15,7 +15,7 @@ STAGES = ("omni",)
 @pytest.fixture(scope="module")
 def recipe(toy, parts):
     stages = {"omni": parts.stage({"text": 1, "image": 1}, {"rest": 3e-3}, steps=4)}
-    return toy("surroundings", stages)
+    return toy("surroundings", stages, run={"save": 2})
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_a_run_is_the_same_wherever_it_runs_and_goes_on(ranks, recipe, whole, tm
     folder = tmp_path / FOLDERS.get(name, "run")
     folder.parent.mkdir(parents=True, exist_ok=True)
     faults = [FAULTS[name]] if name in FAULTS else []
-    asked = ("stop_after", {"stage": "omni", "step": 2})
+    asked = ("stop_after", {"stage": "omni", "step": 1})  # noticed, and saved, in step 2
     ranks.run("train", recipe, "--out", folder, "--set", "run.log=1", faults=[*faults, asked], codes=(75,))
     ranks.run("train", recipe, "--out", folder, "--set", "run.log=1", faults=faults)
     print(f"injected: {name}")

@@ -13,7 +13,7 @@ import torch
 
 from omnikit.account import Account
 from omnikit.checkpoint import load_into, names_in
-from omnikit.distributed import ALONE, Launched, launched
+from omnikit.distributed import ALONE, Launched, attempt, launched
 from omnikit.interrupts import TRY_AGAIN, Interrupted, Requests
 from omnikit.loss import Loss
 from omnikit.packing import collate
@@ -45,6 +45,22 @@ from omnikit.watchdog import STEPS, Beat, Pace, Watchdog, told_of
 )
 def test_a_process_knows_its_place_from_what_launched_it(environ, found):
     assert launched(environ) == found
+
+
+AGENT = {"TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_WORLD_SIZE": "1"}
+
+
+def test_ranks_that_are_started_again_do_not_meet_those_of_the_start_before():
+    names = [attempt(AGENT | {"TORCHELASTIC_RESTART_COUNT": count}) for count in "012"]
+    assert len(set(names)) == 3
+    # Each machine counts its own restarts: they would meet under other names, or those that are gone.
+    machines = AGENT | {"GROUP_WORLD_SIZE": "2"}
+    assert attempt(machines | {"TORCHELASTIC_RESTART_COUNT": "0"}) == names[0]
+    with pytest.raises(ValueError, match="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun"):
+        attempt(machines | {"TORCHELASTIC_RESTART_COUNT": "1"})
+    own = {"TORCHELASTIC_USE_AGENT_STORE": "False", "GROUP_WORLD_SIZE": "2"}
+    assert attempt(own | {"TORCHELASTIC_RESTART_COUNT": "1"}) == attempt(own | {"TORCHELASTIC_RESTART_COUNT": "0"})
+    assert attempt({}) == attempt({"TORCHELASTIC_RESTART_COUNT": "0"})
 
 
 def test_ranks_that_hold_a_copy_must_divide_all():
