@@ -7,12 +7,11 @@ Letters: N label positions, H width, V vocabulary, G groups.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 4096
@@ -38,7 +37,7 @@ def label_loss(
     """Summed cross-entropy of `labels` given the hidden states that predict them, in float32, in all and by group."""
 
     def losses_of(states: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(head(states).float(), targets, reduction="none")
+        return _CrossEntropy.apply(head(states), targets)
 
     losses = [
         # One chunk is kept as it is: recomputing it would save nothing.
@@ -51,3 +50,25 @@ def label_loss(
     by_group = each.new_zeros(num_groups).index_add(0, groups, each.detach())
     counts = torch.bincount(groups, minlength=num_groups)
     return Loss(each.sum(), by_group, counts)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy in float32, of which the logits' gradient alone is kept, in their own type.
+
+    It is known as soon as the loss is (arXiv 2410.10989, section 3.2); autograd would keep the logits twice in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> Float[Tensor, " N"]:  # noqa: ANN401
+        logs = torch.log_softmax(logits, -1, dtype=torch.float32)
+        losses = -logs.gather(1, targets[:, None]).squeeze(1)
+        if ctx.needs_input_grad[0]:
+            gradient = logs.exp_()
+            gradient[torch.arange(len(targets), device=targets.device), targets] -= 1
+            ctx.save_for_backward(gradient.to(logits.dtype))
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, grad: Float[Tensor, " N"]) -> tuple[Tensor, None]:  # noqa: ANN401
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad[:, None].to(gradient.dtype), None

@@ -1,7 +1,7 @@
 """Causal attention within the documents of packed rows, and never a T x T mask.
 
 Letters: B rows of T positions, N documents, S the longest document of a bucket, A attention heads, K of them for keys
-and values, D head width.
+and values, D head width, L and M rows of any places.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -13,6 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
+from omnikit.kernels import plain_attention
+
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 PLAIN = 512
 """Positions up to which a CPU computes a document's attention in bfloat16 by the formula; beyond, flash is as fast."""
@@ -22,7 +24,7 @@ class Buckets(NamedTuple):
     """Where the documents of flattened rows lie, in buckets of similar length, so that no T x T mask is needed."""
 
     members: tuple[Int[Tensor, "N S"], ...]
-    """Flat positions of each document, its last position repeated on the right."""
+    """Flat positions of each document; places to the right of shorter ones point at the position after the last."""
     order: Int[Tensor, " BT"]
     """For each flat position, its row in the buckets' outputs end to end; padding points at the row after the last."""
     longest: int
@@ -78,8 +80,8 @@ def buckets(segments: Int[Tensor, "B T"]) -> Buckets:
         first, count = starts[sizes == size], lengths[sizes == size]
         longest = int(count.max())
         offsets = torch.arange(longest, device=segments.device)
-        bucket = first[:, None] + torch.minimum(offsets[None, :], count[:, None] - 1)
         inside = offsets[None, :] < count[:, None]
+        bucket = torch.where(inside, first[:, None] + offsets[None, :], segments.numel())
         order[bucket[inside]] = used + torch.arange(bucket.numel(), device=segments.device).view_as(bucket)[inside]
         members.append(bucket)
         used += bucket.numel()
@@ -143,70 +145,55 @@ def _by_buckets(
     scale: float | None,
     dropout: float,
 ) -> Float[Tensor, "BT A D"]:
+    # Right-padding is harmless under a causal mask: no real position sees it, and its own output is dropped.
+    places = torch.cat([query.new_empty(0, dtype=torch.long), *(bucket.flatten() for bucket in docs.members)])
+    sizes = [bucket.numel() for bucket in docs.members]
+    queries, keys, values = (_Moved.apply(one, places, docs.order).split(sizes) for one in (query, key, value))
     outputs = []
-    for bucket in docs.members:
-        # Right-padding is harmless under a causal mask: no real position sees it, and its own output is dropped.
-        q, k, v = (
-            one.index_select(0, bucket.flatten()).unflatten(0, bucket.shape).transpose(1, 2)
-            for one in (query, key, value)
-        )
+    for bucket, *states in zip(docs.members, queries, keys, values, strict=True):
+        q, k, v = (one.unflatten(0, bucket.shape).transpose(1, 2) for one in states)
         if _is_plain(q, dropout):
-            attended = _Plain.apply(q, k, v, scale or q.shape[-1] ** -0.5)
+            later = q.new_full((q.shape[2], q.shape[2]), -torch.inf).triu_(1)
+            attended = plain_attention(q, k, v, scale or q.shape[-1] ** -0.5, later[None, None])
         else:
             with sdpa_kernel(BACKENDS):
                 attended = scaled_dot_product_attention(
                     q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
                 )
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
-    of_padding = value.new_zeros(1, query.shape[1], value.shape[-1])
-    if not docs.members:  # all is padding: gradients are zero, but there, or ranks would not agree on whose there are
-        of_padding = of_padding + (query[:0].sum() + key[:0].sum() + value[:0].sum())
-    outputs.append(of_padding)
-    return torch.cat(outputs).index_select(0, docs.order)
+    if not outputs:  # all is padding: gradients are zero, but there, or ranks would not agree on whose there are
+        nothing = value.new_zeros(0, query.shape[1], value.shape[-1])
+        outputs.append(nothing + (query[:0].sum() + key[:0].sum() + value[:0].sum()))
+    return _Moved.apply(torch.cat(outputs), docs.order, places)
+
+
+class _Moved(torch.autograd.Function):
+    """Rows in other places: row i of the output is row `there[i]`, or zeros where that is the row after the last.
+
+    `back` is the way back, by which gradients go: no row is needed twice, so there is nothing to sum.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        rows: Float[Tensor, "M A D"],
+        there: Int[Tensor, " L"],
+        back: Int[Tensor, " M"],
+    ) -> Float[Tensor, "L A D"]:
+        ctx.save_for_backward(back)
+        return _moved(rows, there)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Float[Tensor, "L A D"]) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        (back,) = ctx.saved_tensors
+        return _moved(grad, back), None, None
+
+
+def _moved(rows: Float[Tensor, "M A D"], there: Int[Tensor, " L"]) -> Float[Tensor, "L A D"]:
+    return torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])]).index_select(0, there)
 
 
 def _is_plain(query: Float[Tensor, "N A S D"], dropout: float) -> bool:
     """On a CPU, documents in bfloat16 go several times as fast through the formula written out (`docs/log.md`)."""
     is_cpu_half = query.device.type == "cpu" and query.dtype == torch.bfloat16
     return is_cpu_half and not dropout and query.shape[2] <= PLAIN
-
-
-class _Plain(torch.autograd.Function):
-    """Softmax of scaled, causally masked products, times the values; all heads that share a key in one product.
-
-    Of its S x S tensors it keeps the probabilities alone, in bfloat16; autograd would keep four, SDPA's own in float32.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        query: Float[Tensor, "N A S D"],
-        key: Float[Tensor, "N K S D"],
-        value: Float[Tensor, "N K S D"],
-        scale: float,
-    ) -> Float[Tensor, "N A S D"]:
-        (num, heads, length, width), kinds = query.shape, key.shape[1]
-        with torch.autocast("cpu", enabled=False):  # softmax would be taken, and kept, in float32
-            q = (query * scale).reshape(num * kinds, -1, width)
-            k, v = (one.reshape(num * kinds, length, width) for one in (key, value))
-            scores = torch.bmm(q, k.transpose(1, 2)).view(num * heads, length, length)
-            scores += scores.new_full((length, length), -torch.inf).triu_(1)
-            weights = torch.softmax(scores, -1)
-            output = torch.bmm(weights.view(num * kinds, -1, length), v)
-        ctx.save_for_backward(q, k, v, weights)
-        ctx.scale = scale
-        return output.view(num, heads, length, width)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Float[Tensor, "N A S D"]) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        q, k, v, weights = ctx.saved_tensors
-        (num, heads, length, width), joined = grad.shape, (len(q), -1, len(weights[0]))
-        with torch.autocast("cpu", enabled=False):
-            grad = grad.reshape(q.shape)
-            to_value = torch.bmm(weights.view(joined).transpose(1, 2), grad)
-            to_weights = torch.bmm(grad, v.transpose(1, 2)).view_as(weights)
-            to_scores = torch.ops.aten._softmax_backward_data(to_weights, weights, -1, weights.dtype).view(joined)
-            to_query = torch.bmm(to_scores, k) * ctx.scale
-            to_key = torch.bmm(to_scores.transpose(1, 2), q)
-        shared = (num, -1, length, width)
-        return to_query.view(num, heads, length, width), to_key.view(shared), to_value.view(shared), None

@@ -13,7 +13,16 @@ from .scenes import Clip, Picture, Question, Scene, ask_clip, ask_picture, pose,
 from .speech import NEW_VOICES, TRAIN_VOICES, Utterance
 from .texts import KINDS as TEXT_KINDS
 from .texts import QUESTION_KINDS, possible_answers, sample_order, sample_text, word_question
-from .words import ANSWERS, DESCRIBE_CLIP, DESCRIBE_PICTURE, DICTATION, HELDOUT_PAIRS, MEDIA_KINDS, QUESTIONS
+from .words import (
+    ANSWERS,
+    DESCRIBE_CLIP,
+    DESCRIBE_PICTURE,
+    DESCRIBE_SHAPES,
+    DICTATION,
+    HELDOUT_PAIRS,
+    MEDIA_KINDS,
+    QUESTIONS,
+)
 
 Record = dict[str, Any]
 Part = dict[str, str]
@@ -109,7 +118,10 @@ def _plan_pictures(half: Half, number: int, takes: int) -> None:
         random = half.random("pictures", index)
         picture = sample_picture(random, half.heldout)
         image = half.draw(picture, f"pictures/{index:05d}")
-        half.add("image_captions", "caption", [image, {"text": random.choice(DESCRIBE_PICTURE)}], picture.caption)
+        told, asked_for = (
+            (picture.caption, DESCRIBE_PICTURE) if index % 2 else (picture.by_shape(random), DESCRIBE_SHAPES)
+        )
+        half.add("image_captions", "caption", [image, {"text": random.choice(asked_for)}], told)
         asked = [ask_picture(kind, picture, random) for kind in random.sample(MEDIA_KINDS["picture"], 5)]
         _add_questions(half, "image_questions", image, asked, random)
         kind = random.choice(MEDIA_KINDS["picture"])

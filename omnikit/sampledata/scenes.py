@@ -44,6 +44,11 @@ class Placed(NamedTuple):
         """The place, then what is there: whoever tells a picture so decides one thing at a time."""
         return f"{self.height} {self.side} {self.size} {self.figure.colour} {self.figure.shape}"
 
+    @property
+    def told_by_shape(self) -> str:
+        """The shape, then what is true of it: whoever tells a picture so has to find a figure by its shape."""
+        return f"{self.figure.shape} {self.figure.colour} {self.size} {self.side} {self.height}"
+
 
 class Picture(NamedTuple):
     """One to four figures in reading order, no shape and no colour twice."""
@@ -59,6 +64,10 @@ class Picture(NamedTuple):
     def caption(self) -> str:
         """The whole picture in words."""
         return " and ".join(one.told for one in self.placed)
+
+    def by_shape(self, random: Random) -> str:
+        """Returns its shapes, in any order, and what is true of each."""
+        return " and ".join(one.told_by_shape for one in random.sample(self.placed, len(self.placed)))
 
 
 class Motion(NamedTuple):

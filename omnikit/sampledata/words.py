@@ -209,6 +209,12 @@ DESCRIBE_PICTURE = (
     "tell me what is in the picture",
     "describe what you see",
 )
+DESCRIBE_SHAPES = (
+    "describe the shapes",
+    "say what shapes you see",
+    "tell me what shapes are in the picture",
+    "name the shapes",
+)
 DESCRIBE_CLIP = ("describe the clip", "say what moves or comes", "tell me what is in the clip", "describe what comes")
 
 WORDS = (

@@ -107,3 +107,17 @@ def test_large_logits_stay_finite():
     hidden, labels, groups, head = case()
     found = label_loss(hidden * 1e4, labels, groups, 3, head)
     assert found.total.isfinite() and found.by_group.isfinite().all()
+
+
+def test_of_the_logits_only_a_gradient_in_their_own_type_is_kept():
+    logits = (5 * torch.randn(7, VOCABULARY)).bfloat16().requires_grad_()
+    labels, kept = torch.arange(7), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        found = label_loss(logits, labels, torch.zeros(7, dtype=torch.long), 1, lambda states: states)
+    assert [tensor.dtype for tensor in kept if tensor.numel() == logits.numel()] == [torch.bfloat16]
+    expected = cross_entropy(logits.float(), labels, reduction="sum")
+    assert torch.equal(found.total, expected)
+    own, plain = (torch.autograd.grad(one, logits)[0] for one in (found.total, expected))
+    assert torch.allclose(own, plain, rtol=2**-8, atol=0)
+    with torch.no_grad():
+        assert torch.equal(label_loss(logits, labels, torch.zeros(7, dtype=torch.long), 1, lambda x: x).total, expected)

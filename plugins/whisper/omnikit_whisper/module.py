@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer, sinusoids
 
+from omnikit.kernels import attention_for, cast_once
+
 
 class WhisperEncoder(nn.Module):
     """Features of log-mel frames. Parameters are named as in transformers.
@@ -45,6 +47,7 @@ class WhisperEncoder(nn.Module):
         self.conv1 = nn.Conv1d(mel_bins, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
         self.layers = nn.ModuleList(WhisperEncoderLayer(config) for _ in range(layers))
+        cast_once(self.layers)
         self.layer_norm = nn.LayerNorm(width)
         self.positions: Tensor
         self.register_buffer("positions", sinusoids(features_of(window_frames), width))
@@ -64,7 +67,7 @@ class WhisperEncoder(nn.Module):
 
         places, segments = _rows([length for item in lengths for length in item])
         places, mask = places.to(features.device), _mask(segments, features)
-        self.config._attn_implementation = attention_on(features.device)  # transformers' layers look at every call
+        self.config._attn_implementation = attention_for(features.device)  # transformers' layers look at every call
         rows = features.new_zeros(segments.numel(), self.width).index_copy(0, places, features)
         rows = rows.unflatten(0, segments.shape)
         for layer in self.layers:
@@ -94,11 +97,6 @@ class WhisperEncoder(nn.Module):
 def features_of(frames: int) -> int:
     """How many features the second convolution makes of a window: every other frame, from the first on."""
     return (frames - 1) // 2 + 1
-
-
-def attention_on(device: torch.device) -> str:
-    """transformers' name of the attention to use. On a CPU the plain formula is three times as fast in bf16."""
-    return "eager" if device.type == "cpu" else "sdpa"
 
 
 def _rows(lengths: Sequence[int]) -> tuple[Int[Tensor, " N"], Int[Tensor, "R T"]]:

@@ -102,7 +102,7 @@ def test_items_never_influence_each_other(module: WhisperEncoder) -> None:
 def test_no_gradient_crosses_a_window(
     module: WhisperEncoder, frames: tuple[int, ...], attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omnikit_whisper.module.attention_on", lambda device: attention)
+    monkeypatch.setattr("omnikit_whisper.module.attention_for", lambda device: attention)
     items = sounds(*frames)
     for item in items:
         item.value.requires_grad_(True)
