@@ -235,10 +235,10 @@ def test_two_processes_make_the_same_media_as_one(tmp_path: Path) -> None:
 
 def told_figures(caption: str) -> list[dict[str, str]]:
     """Returns the figures of a picture's caption, read without the generator's help."""
-    fields = ("height", "side", "size", "colour", "shape")
-    if caption.split()[0] in SHAPES:
-        fields = ("shape", "colour", "size", "side", "height")
-    return [dict(zip(fields, figure.split(), strict=True)) for figure in caption.split(" and ")]
+    words = {"height": HEIGHTS, "side": SIDES, "size": SIZES, "colour": COLOURS, "shape": SHAPES}
+    figures = [figure.split() for figure in caption.split(" and ")]
+    assert all(len(figure) == len(words) for figure in figures)
+    return [{kind: next(word for word in figure if word in words[kind]) for kind in words} for figure in figures]
 
 
 def true_of(kind: str, figures: list[dict[str, str]], asked: list[str]) -> str:
