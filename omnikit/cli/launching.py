@@ -45,7 +45,9 @@ def launch(nproc: int, max_restarts: int, arguments: Sequence[str]) -> int:
         asked = signal.Signals(error.sigval).name in SIGNALS
         return TRY_AGAIN if asked else 128 + error.sigval
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # Who is killed takes the others along, and within one look of the launcher it may seem to be the later one.
+        killed = [(rank, failure) for rank, failure in error.failures.items() if failure.exitcode < 0]
+        rank, failure = killed[0] if killed else error.get_first_failure()
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
             print(

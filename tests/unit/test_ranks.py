@@ -13,6 +13,7 @@ import torch
 
 from omnikit.account import Account
 from omnikit.checkpoint import load_into, names_in
+from omnikit.cli.launching import launch
 from omnikit.distributed import ALONE, Launched, attempt, launched
 from omnikit.interrupts import TRY_AGAIN, Interrupted, Requests
 from omnikit.loss import Loss
@@ -269,3 +270,20 @@ def test_two_ranks_train_as_one_does(recipe_of, parts, tmp_path, quiet, tensors_
     for name, tensor in ends[0].items():
         # Where a gradient is next to nothing its sign is rounding, and AdamW's first steps know signs alone.
         assert (ends[1][name] - tensor).abs().mean() < 1e-5, name
+
+
+def test_of_ranks_that_fall_together_the_killed_one_is_named(monkeypatch, capsys):
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+    from torch.distributed.launcher import api
+
+    def fail(*_):
+        # Rank 0 was found first: it ended by itself, since rank 1 was gone.
+        failures = {0: ProcessFailure(0, 11, 1, ""), 1: ProcessFailure(1, 12, -signal.SIGKILL, "")}
+        failures[1].timestamp = failures[0].timestamp + 1
+        raise ChildFailedError("omnikit", failures)
+
+    for name in ("OMP_NUM_THREADS", "TORCH_CPP_LOG_LEVEL"):
+        monkeypatch.setenv(name, "1")  # it sets what is not there
+    monkeypatch.setattr(api, "elastic_launch", lambda *_: fail)
+    assert launch(2, 0, ["train"]) == 1
+    assert capsys.readouterr().err.startswith("rank 1: was ended by SIGKILL")
