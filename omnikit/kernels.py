@@ -10,15 +10,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-PLAIN = "omnikit_plain"
+ATTENTION = "omnikit_plain"
 """The name under which transformers' layers find `plain_attention`."""
 SHARING = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
 """Names of linear layers that take the same input, which is all that their module does with it."""
 
 
 def attention_for(device: torch.device) -> str:
-    """transformers' name of the attention that an encoder without padding should have on this device."""
-    return PLAIN if device.type == "cpu" else "sdpa"
+    """transformers' name of the attention that an encoder should have on this device."""
+    return ATTENTION if device.type == "cpu" else "sdpa"
 
 
 def plain_attention(
@@ -94,7 +94,7 @@ def _for_layers(
     return plain_attention(query, key, value, scale, attention_mask).transpose(1, 2), None
 
 
-ALL_ATTENTION_FUNCTIONS.register(PLAIN, _for_layers)
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _for_layers)
 
 
 def cast_once(model: nn.Module) -> None:

@@ -7,14 +7,14 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from omnikit.account import Account
-from omnikit.checkpoint import RunFolder, flat_tensors
+from omnikit.checkpoint import RunFolder
 from omnikit.data import Entry, StageData, layouter_of
-from omnikit.distributed import joined, shard, spread, sum_replicas
+from omnikit.distributed import joined, sum_replicas
 from omnikit.packing import collate
 from omnikit.recipe import built, load_recipe
 from omnikit.registry import Registry
-from omnikit.stages import apply_rules, optimizer_of, rules_by_parameter, trained, units_of
-from omnikit.starting import _restore, changing, optimizer_tensors, start_of
+from omnikit.stages import apply_rules, optimizer_of, rules_by_parameter, trained
+from omnikit.starting import _restore, changing, cut_up, optimizer_tensors, start_of
 
 
 def _model(recipe, stage, world, cut=True):
@@ -23,10 +23,7 @@ def _model(recipe, stage, world, cut=True):
     rules = rules_by_parameter((name for name, _ in model.named_parameters()), recipe, stage)
     apply_rules(model, rules)
     if cut:
-        units = units_of(model)
-        whole = flat_tensors(model)[0]
-        shard(model, units, world, bf16=False)
-        spread(flat_tensors(model)[0], whole, world)
+        cut_up(model, recipe, world)
     return model, optimizer_of(model, rules)
 
 

@@ -7,8 +7,8 @@ import time
 import pytest
 from harness import lines_of, metrics_of, wait_for_lines
 
-SECONDS = 8.0
-"""run.hang of these tests: more than a busy machine takes for a step."""
+SECONDS = 20.0
+"""run.hang of these tests: more than a machine with busy disks takes to open a few files, which 8 was not."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_a_rank_that_sleeps_for_ever_ends_the_job_and_is_named_with_step_and_mod
 ):
     fault = ("sleep", {"rank": rank, "step": 6, "seconds": 3600, "module": module})
     started = ranks.start("train", recipe, "--out", tmp_path / "run", faults=[fault])
-    codes = started.wait(60)
+    codes = started.wait(120)
     print(f"injected: rank {rank} sleeps in {module or 'the model'} at step 6: {codes}, {started.seconds}")
     print(started.told())
     assert 0 not in codes
@@ -59,12 +59,12 @@ def test_under_the_launcher_a_stopped_rank_is_named_all_are_ended_and_a_restart_
     stopped = job.rank(1)
     os.kill(stopped, signal.SIGSTOP)
     began = time.monotonic()
-    code = job.wait(180)
+    code = job.wait(300)
     print(f"injected: SIGSTOP of rank 1; the job had ended {time.monotonic() - began:.0f} s later with {code}")
     print(job.told())
     job.gone(10)
     assert code == 0, "the restart went through"
-    assert "nothing has moved for 8 s: rank 1 at step" in job.told()
+    assert f"nothing has moved for {SECONDS:g} s: rank 1 at step" in job.told()
     assert [line["step"] for line in metrics_of(folder)] == list(range(1, 25))
 
 

@@ -86,7 +86,9 @@ def test_with_fewer_packs_than_ranks_the_others_take_part_with_padding(ranks, re
 def test_training_with_two_packs_on_four_ranks_is_training_on_one(ranks, recipe, tmp_path):
     """The whole loop: rates, clipping, optimizer; 15 steps with all subsets in whatever order the plan has them."""
     for size in (1, 4):
-        ranks.run("train", recipe, "--out", tmp_path / str(size), ranks=size)
+        started = ranks.run("train", recipe, "--out", tmp_path / str(size), ranks=size)
+        told = "2 packs a step are no multiple of 4 ranks times micro 1: 50% is padding"
+        assert (told in started.err(0)) is (size == 4)
     one, four = (metrics_of(tmp_path / str(size)) for size in (1, 4))
     assert len(one) == 15
     for alone, together in zip(one, four, strict=True):
