@@ -1,11 +1,12 @@
 """What is found out before anything is trained: `check_recipe` asks the recipe alone, `check_data` its data too."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from omnikit.component import SourceConfig, count
+from omnikit.component import Records, SourceConfig, count
 from omnikit.data import StageData
 from omnikit.indexing import Progress
 from omnikit.model import OmniModel
@@ -44,16 +45,32 @@ def check_recipe(recipe: Recipe) -> dict[str, Any]:
     return {"stages": stages, "tokens": tokens, "warnings": _warnings(recipe, tokens)}
 
 
-def check_data(recipe: Recipe, layouter: Layouter, progress: Progress) -> None:
+def check_data(
+    recipe: Recipe,
+    layouter: Layouter,
+    progress: Progress,
+    note: Callable[[str], None] = lambda _: None,
+    begun: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> None:
     """Index every stage's data, lay out all held-out samples, and read the media that come first.
 
     What is wrong is said in one ValueError, a line for each fault. Single bad samples of a stage are none: they are
-    listed when the stage begins.
+    listed when the stage begins. What shape a source's records have goes to `note`. `begun` are, by stage, the digests
+    of the indexes of stages that go on.
     """
+    noted = set()
+
+    def stage_faults(name: str) -> list[str]:
+        data = StageData(recipe, name, layouter, progress, begun.get(name, {}))
+        for key, records in data.sources.items():
+            if key not in noted and isinstance(records, Records):
+                noted.add(key)
+                note(f"data.{key}: {records.described()}")
+        return data.unreadable()
 
     def faults() -> Iterable[Callable[[], Iterable[str]]]:
         for name in recipe.stages:
-            yield lambda name=name: StageData(recipe, name, layouter, progress).unreadable()
+            yield lambda name=name: stage_faults(name)
         for entry in recipe.heldout.values():
             yield lambda data=entry.data: _heldout_faults(data, layouter)
 

@@ -136,7 +136,10 @@ class StageData:
             key: index_of(recipe, name, key, samples, layouter, progress, digests.get(key))
             for key, samples in self.sources.items()
         }
-        self.usable = {key: _usable(recipe.data[key], key, index) for key, index in self.indexes.items()}
+        checked = {key: _usable(recipe.data[key], key, index) for key, index in self.indexes.items()}
+        self.usable = {key: usable for key, (usable, _) in checked.items()}
+        self.may_fail = {key: share for key, (_, share) in checked.items()}
+        """The share of a source's usable records that may still turn out bad: what the index left of its `max_bad`."""
         means = {key: float(index.lengths[self.usable[key]].mean()) for key, index in self.indexes.items()}
         sizes = {key: len(usable) for key, usable in self.usable.items()}
         self.mixture = mixture_of(self.stage, sizes, means, self.seed)
@@ -180,10 +183,15 @@ class StageData:
 
     def layout(self, entry: Entry) -> Layout:
         """The layout of a planned sample. One that has changed since it was indexed is a BadSample."""
+        return self._laid_out(entry, self._sample(entry))
+
+    def _sample(self, entry: Entry) -> Sample:
         try:
-            sample = self.sources[entry.source][entry.number]
+            return self.sources[entry.source][entry.number]
         except ValueError as error:
             raise BadSample(str(error)) from error
+
+    def _laid_out(self, entry: Entry, sample: Sample) -> Layout:
         batch = self.stage.batch
         layout = self.layouter(sample, self.stage.data[entry.source].as_, room=batch.length, cut=batch.cut)
         if len(layout.ids) != entry.length:
@@ -197,8 +205,9 @@ class StageData:
         """The layout of a planned sample and its media, decoded; padding of the same length where it is bad."""
         name = f"{entry.source}[{entry.number}]"
         try:
-            layout = self.layout(entry)
-            name = layout.id
+            sample = self._sample(entry)
+            name = sample.id
+            layout = self._laid_out(entry, sample)
             return layout, read_items((layout,), self.branches)
         except BadSample as error:
             return Layout.padding(name, entry.length, str(error)), []
@@ -297,8 +306,11 @@ class StageData:
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _usable(source: SourceConfig, name: str, index: Index) -> np.ndarray:
-    """The numbers of the records that can be used. Too few of them are a ValueError."""
+def _usable(source: SourceConfig, name: str, index: Index) -> tuple[np.ndarray, float]:
+    """The numbers of the records that can be used, and the share of them that `max_bad` still lets be bad.
+
+    Too few of them are a ValueError.
+    """
     usable = np.flatnonzero(index.lengths)
     bad, first = 0, ""
     for note in index.notes() if len(usable) < len(index.lengths) else ():
@@ -319,7 +331,7 @@ def _usable(source: SourceConfig, name: str, index: Index) -> np.ndarray:
             f"data.{name}: {bad} of its {len(index.lengths)} records are bad, more than max_bad {source.max_bad:g} "
             f"allows; mend them (`omnikit data lint` lists them), or raise it. The first: {first}"
         )
-    return usable
+    return usable, (source.max_bad * len(index.lengths) - bad) / len(usable)
 
 
 def stand_back() -> None:

@@ -24,9 +24,10 @@ class Count(NamedTuple):
 class Ledger:
     """The counts of one stage. They are part of its checkpoints, so that resuming stops where going on would have."""
 
-    def __init__(self, max_bad: Mapping[str, float], counts: Mapping[str, Iterable[int]]) -> None:
-        self.max_bad = max_bad
-        self.counts = {name: Count(*counts.get(name, ())) for name in max_bad}
+    def __init__(self, may_fail: Mapping[str, float], counts: Mapping[str, Iterable[int]]) -> None:
+        """`may_fail` is the share of each source's planned samples that may be bad: `StageData.may_fail`."""
+        self.may_fail = may_fail
+        self.counts = {name: Count(*counts.get(name, ())) for name in may_fail}
 
     def add(self, samples: Iterable[Seen]) -> str | None:
         """Count the samples of a step. What is to be said where a source has too many bad ones, else None."""
@@ -40,11 +41,11 @@ class Ledger:
         return told
 
     def _verdict(self, sample: Seen, count: Count) -> str | None:
-        allowed = self.max_bad[sample.source]
+        allowed = self.may_fail[sample.source]
         if count.in_a_row >= IN_A_ROW:
             many = f"{count.in_a_row} samples in a row are bad"
         elif count.bad > allowed * max(count.seen, FEWEST):
-            many = f"{count.bad} of {count.seen} samples are bad, more than max_bad {allowed:g} allows"
+            many = f"{count.bad} of {count.seen} samples are bad, more than max_bad allows ({allowed:.3g})"
         else:
             return None
         return f"data.{sample.source}: {many}; the last: {sample.bad}"

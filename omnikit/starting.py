@@ -127,7 +127,7 @@ def begin(
         data=data,
         model=model,
         optimizer=optimizer,
-        ledger=Ledger({key: recipe.data[key].max_bad for key in stage.data}, state.get("ledger", {})),
+        ledger=Ledger(data.may_fail, state.get("ledger", {})),
         skips=Skips(recipe.run.on_nonfinite == "skip", *state.get("skips", ())),
         step=step,
         steps=steps,

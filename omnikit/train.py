@@ -80,7 +80,9 @@ def train(recipe: Recipe, folder: Path, display: Display, world: World | None = 
         check_recipe(recipe)
         check_tracker(recipe)
         data = run.check(recipe)
-        check_data(recipe, layouter, display.indexing)
+        saved = {name: checkpoint for name in recipe.stages if (checkpoint := run.latest(name))}
+        begun = {name: checkpoint.state()["indexes"] for name, checkpoint in saved.items()}
+        check_data(recipe, layouter, display.indexing, display.note, begun)
         held.enter_context(run.lock())
         run.begin(recipe, data)
 

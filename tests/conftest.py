@@ -221,7 +221,7 @@ class Display:
     """A display that keeps what it is shown."""
 
     def __init__(self):
-        self.stages, self.records = [], []
+        self.stages, self.records, self.notes = [], [], []
 
     def indexing(self, source, done, records):
         pass
@@ -230,7 +230,7 @@ class Display:
         pass
 
     def note(self, text):
-        pass
+        self.notes.append(text)
 
     def heldout(self, record):
         pass

@@ -141,6 +141,7 @@ def test_records_that_cannot_be_used_are_in_no_plan(pictures, tmp_path, small_wi
     data = StageData(recipe, "one", layouter_of(recipe))
     planned = [entry.number for window in range(3) for pack in data.plan(window) for entry in pack]
     assert set(planned) == {0, 2, 3, 5, 6, 7}
+    assert data.may_fail == {"rows": pytest.approx((0.5 * 8 - 2) / 6)}, "the bad ones that are known count too"
     too_many = pictures(8, max_bad=0.2)
     for name in (1, 4):
         (tmp_path / f"{name}.png").unlink()
@@ -159,5 +160,6 @@ def test_a_medium_that_changes_its_size_while_it_is_used_is_a_bad_sample(tmp_pat
     assert data.read(entry)[0].bad == ""
     Image.new("RGB", (64, 16)).save(tmp_path / "2.png")
     layout, items = data.read(entry)
+    assert layout.id == "s2", "by which it is found"
     assert "when it was indexed; its media have changed since" in layout.bad and items == []
     assert len(layout.ids) == entry.length and not any(layout.learned)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections import Counter
 
 import pytest
@@ -22,12 +23,12 @@ def seen(pattern, source="a"):
     ("pattern", "allowed", "stops"),
     [
         ("x" * 20, 0.2, None),
-        ("x" * 21, 0.2, "21 of 21 samples are bad, more than max_bad 0.2 allows"),
+        ("x" * 21, 0.2, "21 of 21 samples are bad, more than max_bad allows (0.2)"),
         (".........x" * 100, 0.2, None),
-        ("...x" * 100, 0.2, "21 of 84 samples are bad, more than max_bad 0.2 allows"),
+        ("...x" * 100, 0.2, "21 of 84 samples are bad, more than max_bad allows (0.2)"),
         ("x" * (IN_A_ROW - 1) + "." + "x" * (IN_A_ROW - 1), 1.0, None),
         ("." * 5000 + "x" * IN_A_ROW, 1.0, f"{IN_A_ROW} samples in a row are bad"),
-        ("x", 0.0, "1 of 1 samples are bad, more than max_bad 0 allows"),
+        ("x", 0.0, "1 of 1 samples are bad, more than max_bad allows (0)"),
     ],
 )
 def test_a_share_and_a_row_of_bad_samples_stop(pattern, allowed, stops):
@@ -91,6 +92,7 @@ def test_a_few_broken_media_are_listed_and_the_run_goes_on(broken, tmp_path, qui
     train(recipe, tmp_path / "run", quiet)
     expected = {f"s{number}" for number in range(40) if number % every == 7}
     lines = listed(tmp_path / "run")
+    assert quiet.notes[0] == "data.rows: omnikit turns, 40 records"
     assert {line["id"] for line in lines} == expected and {line["what"] for line in lines} == {"bad"}
     assert {line["source"] for line in lines} == {"rows"} and all(ENDS[modality] in line["reason"] for line in lines)
     at_reading = Counter(line["step"] for line in lines if line["step"])
@@ -137,3 +139,31 @@ def test_resuming_among_bad_samples_is_exact(broken, tmp_path, quiet, tensors_of
     assert listed(tmp_path / "whole") == listed(tmp_path / "cut")
     assert any(a["step"] > 9 for a in listed(tmp_path / "cut"))
     assert not any(a == b for a, b in itertools.pairwise(listed(tmp_path / "cut")))
+
+
+def test_going_on_after_the_media_were_touched_indexes_nothing_again(broken, tmp_path, quiet):
+    """As when the data has been copied to another disk: what was begun with its index goes on with it."""
+    recipe = broken("image", lambda number: False)
+
+    class Killed(Exception):
+        pass
+
+    class Dying(type(quiet)):
+        def step(self, record):
+            if record["step"] == 9:
+                raise Killed
+
+    indexed = []
+
+    class Watching(type(quiet)):
+        def indexing(self, source, done, records):
+            indexed.append(source)
+
+    with pytest.raises(Killed):
+        train(recipe, tmp_path / "run", Dying())
+    for path in tmp_path.glob("*.png"):
+        os.utime(path, ns=(1, 1))
+    train(recipe, tmp_path / "run", Watching())
+    assert indexed == []
+    train(recipe, tmp_path / "another", Watching())
+    assert indexed, "who begins looks at the media"

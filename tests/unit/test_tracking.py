@@ -20,7 +20,7 @@ class Killed(Exception):
 
 
 class Display:
-    """Keeps the notes; dies after a step."""
+    """Keeps the notes that are not of the data; dies after a step."""
 
     def __init__(self, die_at=None):
         self.die_at, self.notes = die_at, []
@@ -32,7 +32,7 @@ class Display:
         pass
 
     def note(self, text):
-        self.notes.append(text)
+        self.notes += [] if text.startswith("data.") else [text]
 
     def step(self, record):
         if record["step"] == self.die_at:
