@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from harness import lines_of, metrics_of, wait_for, wait_for_lines
+from harness import FULL, lines_of, metrics_of, wait_for, wait_for_lines
 
 from omnikit.checkpoint import RunFolder
 from omnikit.interrupts import SAME, TRY_AGAIN
@@ -73,8 +73,11 @@ def test_a_second_signal_ends_a_rank_at_once(ranks, recipe, tmp_path):
     assert taken < 5 and lines_of(folder) == 3
 
 
-@pytest.mark.parametrize("to", ["launcher", "a rank", "all"])
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+WAYS = [("SIGTERM", "launcher"), ("SIGUSR1", "a rank"), ("SIGTERM", "all"), ("SIGUSR1", "all")]
+MORE_WAYS = [("SIGUSR1", "launcher"), ("SIGTERM", "a rank")]
+
+
+@pytest.mark.parametrize(("name", "to"), WAYS + MORE_WAYS * FULL)
 def test_under_the_launcher_too(ranks, launch, recipe, tmp_path, whole_of_two, name, to):
     """`all` is what a scheduler does: the launcher passes on what each rank has got already."""
     folder = tmp_path / "run"
