@@ -115,6 +115,115 @@ def _cast(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
 
 
 def _as_autocast(states: Tensor) -> Tensor:
+    dtype = _autocast_type(states)
+    return states if dtype is None else states.to(dtype)
+
+
+def _autocast_type(states: Tensor) -> torch.dtype | None:
     device = states.device.type
     casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # the meta device has none
-    return states.to(torch.get_autocast_dtype(device)) if casts else states
+    return torch.get_autocast_dtype(device) if casts else None
+
+
+# ------------------------------------------------------------------------------------------------------ norm and gate
+
+
+def lean(model: nn.Module) -> None:
+    """Exchange layers of a transformers model for ones of the same numbers and parameters that keep less.
+
+    Root-mean-square norms as llama has them, and gated MLPs with SiLU.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if _is_rms_norm(child):
+                setattr(module, name, RMSNorm(child.weight, child.variance_epsilon))
+            elif _is_gated(child):
+                setattr(module, name, GatedMLP(child.gate_proj, child.up_proj, child.down_proj))
+
+
+def _is_rms_norm(module: nn.Module) -> bool:
+    own = [name for name, _ in module.named_parameters()]
+    return type(module).__name__.endswith("RMSNorm") and own == ["weight"] and hasattr(module, "variance_epsilon")
+
+
+def _is_gated(module: nn.Module) -> bool:
+    children = dict(module.named_children())
+    is_silu = type(children.pop("act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
+    linear = all(isinstance(child, nn.Linear) for child in children.values())
+    return is_silu and linear and children.keys() == {"gate_proj", "up_proj", "down_proj"}
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, computed in float32, given in autocast's type where there is one, else in x's."""
+
+    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = weight, eps
+
+    def forward(self, hidden_states: Float[Tensor, "*N H"]) -> Float[Tensor, "*N H"]:
+        """The norm over the last dimension."""
+        dtype = _autocast_type(hidden_states) or hidden_states.dtype
+        normed: Tensor = _RMSNorm.apply(hidden_states, self.weight, self.eps, dtype)
+        return normed
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Of its size it keeps the input alone, which the residual stream keeps anyway; autograd would keep three."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        states: Float[Tensor, "*N H"],
+        weight: Float[Tensor, " H"],
+        eps: float,
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "*N H"]:
+        wide = states.float()
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(states, weight, scale)
+        normed = wide * scale
+        if states.dtype == dtype and dtype != torch.float32:
+            normed = normed.to(dtype)
+        return (weight * normed).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Float[Tensor, "*N H"]) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        states, weight, scale = ctx.saved_tensors
+        wide, to_weight = states.float(), None
+        if ctx.needs_input_grad[1]:
+            to_weight = (wide * scale).mul_(grad).flatten(0, -2).sum(0).to(weight.dtype)
+        if not ctx.needs_input_grad[0]:
+            return None, to_weight, None, None
+        given = grad * weight if weight.dtype == torch.float32 else grad.float() * weight
+        # With s = scale, the gradient is s g - x s^3 <g, x> / H.
+        inner = torch.linalg.vecdot(given, wide).unsqueeze(-1)
+        to_states = given.mul_(scale).addcmul_(wide, scale.pow(3).mul_(inner), value=-1 / states.shape[-1])
+        return to_states.to(states.dtype), to_weight, None, None
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = gate, up, down
+
+    def forward(self, hidden_states: Float[Tensor, "*N H"]) -> Float[Tensor, "*N H"]:
+        """The MLP at every position."""
+        gated: Tensor = _Gated.apply(self.gate_proj(hidden_states), self.up_proj(hidden_states))
+        return self.down_proj(gated)
+
+
+class _Gated(torch.autograd.Function):
+    """silu(gate) * up, of which the inputs alone are kept: autograd would keep the activation too."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Float[Tensor, "*N I"], up: Float[Tensor, "*N I"]) -> Float[Tensor, "*N I"]:  # noqa: ANN401
+        ctx.save_for_backward(gate, up)
+        return nn.functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Float[Tensor, "*N I"]) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        gate, up = ctx.saved_tensors
+        to_gate = torch.ops.aten.silu_backward(grad * up, gate)
+        return to_gate, nn.functional.silu(gate).mul_(grad)

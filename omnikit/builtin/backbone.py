@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from omnikit.builtin.attention import Buckets, Runs, attend, buckets, kernel_for, runs
 from omnikit.builtin.backbone_geometry import architecture, refusing
-from omnikit.kernels import cast_once
+from omnikit.kernels import cast_once, lean
 
 ATTENTION = "omnikit_documents"
 BEYOND = ("attention_mask", "softcap", "s_aux", "position_bias", "indices", "block_indices")
@@ -114,6 +114,7 @@ class CausalLM(nn.Module):
         _check_packs(whole)
         self.base_name: str = whole.base_model_prefix
         self.add_module(self.base_name, whole.base_model)
+        lean(self.base)
         cast_once(self.base)
         self.lm_head = whole.get_output_embeddings()
         self.width: int = hf_config.hidden_size

@@ -1,12 +1,18 @@
-"""Attention by the formula, as a CPU computes it in bfloat16, beside torch's; one cast for what shares an input."""
+"""Attention by the formula, as a CPU computes it in bfloat16, beside torch's; one cast for what shares an input; norms
+and gates that keep less."""
+
+import copy
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import LlamaConfig
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
 
 from omnikit.builtin.attention import PLAIN, _is_plain
-from omnikit.kernels import attention_for, cast_once, plain_attention
+from omnikit.kernels import GatedMLP, RMSNorm, attention_for, cast_once, lean, plain_attention
 
 
 def causal(length, dtype):
@@ -114,3 +120,74 @@ def test_encoders_layers_find_it_on_a_cpu():
     with pytest.raises(ValueError, match=r"attention dropout 0\.1 is not done here"):
         layer(nn.Module(), *states, None, scaling=0.5, dropout=0.1)
     assert attention_for(torch.device("cuda")) == "sdpa"
+
+
+SIZES = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 2}
+
+
+def theirs_and_ours(kind, dtype):
+    torch.manual_seed(0)
+    layer = LlamaRMSNorm(24, 1e-5) if kind == "norm" else LlamaMLP(LlamaConfig(**SIZES))
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, 0.3)
+    theirs, ours = nn.Sequential(layer).to(dtype), nn.Sequential(copy.deepcopy(layer)).to(dtype)
+    lean(ours)
+    assert type(ours[0]) is (RMSNorm if kind == "norm" else GatedMLP)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    return theirs, ours
+
+
+@pytest.mark.parametrize("kind", ["norm", "mlp"])
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize(("dtype", "casts"), [(torch.float32, 0), (torch.float32, 1), (torch.bfloat16, 0)])
+def test_norms_and_gates_are_transformers_own(kind, trains, dtype, casts):
+    theirs, ours = theirs_and_ours(kind, dtype)
+    outcomes = []
+    for layer in (theirs, ours, copy.deepcopy(theirs).float()):
+        layer.requires_grad_(trains)
+        states = torch.randn(3, 5, 24, generator=torch.Generator().manual_seed(1)).to(dtype)
+        states = states.to(next(layer.parameters()).dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bool(casts) and len(outcomes) < 2):
+            output = layer(states)
+        (output.float() * torch.linspace(-1, 1, 24)).sum().backward()
+        gradients = [states.grad, *(parameter.grad for parameter in layer.parameters() if trains)]
+        outcomes.append((output, [gradient.float() for gradient in gradients]))
+    (expected, plain), (found, own), (_, exact) = outcomes
+    assert torch.equal(found, expected.to(found.dtype)), "the numbers are the same"
+    assert found.dtype == (torch.bfloat16 if casts else dtype)
+    for gradient, other, truth in zip(own, plain, exact, strict=True):
+        least = 1e-6 if found.dtype == torch.float32 else 2**-8
+        error, theirs_error = ((one - truth).abs().max() / truth.abs().max() for one in (gradient, other))
+        assert truth.any() and error <= max(1.5 * theirs_error, least)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("norm", 1.2), ("mlp", 2.2)])
+def test_what_they_keep_is_their_input(kind, most):
+    """In tensors of the size that goes through: transformers' own keep three of the gate's, two of the norm's."""
+    kept = []
+    for layer in theirs_and_ours(kind, torch.float32):
+        layer.requires_grad_(kind == "norm")
+        states = torch.randn(64, 24, requires_grad=True)
+        sizes = {}
+        own = {parameter.data_ptr() for parameter in layer.parameters()}
+
+        def keep(tensor, sizes=sizes, own=own):
+            if tensor.data_ptr() not in own:
+                sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = layer(states)
+        assert output.requires_grad
+        kept.append(sum(sizes.values()) / (64 * (24 if kind == "norm" else 40)))
+    theirs, ours = kept
+    assert ours <= most < theirs
+
+
+def test_norms_and_gates_of_other_kinds_are_left_alone():
+    config = LlamaConfig(**SIZES, hidden_act="gelu", attn_implementation="eager")
+    layer = LlamaDecoderLayer(config, 0)
+    layer.input_layernorm = GemmaRMSNorm(24)
+    lean(layer)
+    assert type(layer.mlp) is LlamaMLP and type(layer.input_layernorm) is GemmaRMSNorm
+    assert type(layer.post_attention_layernorm) is RMSNorm
