@@ -289,6 +289,10 @@ class BackboneConfig(Component):
         """FLOPs of the forward pass of one document: `length` positions, of which `labels` go through the head."""
         raise NotImplementedError
 
+    def context(self) -> int | None:
+        """Positions that it is made for, prompt and answer together; None where it knows no bound."""
+        return None
+
     def tokenizer(self) -> Any:  # noqa: ANN401  (tokenizers ships no types)
         """The `tokenizers.Tokenizer`; reads the tokenizer's file where it has one."""
         raise NotImplementedError

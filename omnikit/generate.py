@@ -1,28 +1,37 @@
-"""Answers of a trained run.
+"""Answers of a trained run, many at a time, and how likely it finds given ones.
 
-Letters: N prompts in a batch, T positions of the longest prompt, H backbone width.
+Letters: N prompts in a batch, T positions of the longest prompt, S positions so far, H backbone width.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from omnikit.checkpoint import RunFolder
-from omnikit.component import EncoderConfig, Grid, Item, Medium, ReaderConfig, Sample
+from omnikit.component import EncoderConfig, Grid, Item, Medium, ReaderConfig, Sample, Turn
 from omnikit.data import branches_of, layouter_of
 from omnikit.model import OmniModel
-from omnikit.packing import collate, read_items
+from omnikit.packing import collate, positions_of, read_items
 from omnikit.recipe import Recipe, load_recipe
 from omnikit.registry import Registry
-from omnikit.sample import Branch, Layout, Layouter
+from omnikit.sample import BadSample, Branch, Layout, Layouter, TooLong
+from omnikit.sampling import Choose, Sampling, chooser
 from omnikit.stages import build
 from omnikit.starting import ancestors, inherit
 
-BATCH = 64
+PLACES = 16_384
+"""Positions of a batch, of prompts and what is written after them: more rows of short prompts, fewer of long ones."""
+
+A, B = TypeVar("A"), TypeVar("B")
+Indexed = tuple[int, Layout]
+"""A prompt, and the number of its sample."""
 
 
 class Run:
@@ -32,10 +41,13 @@ class Run:
         self.recipe = recipe
         self.model = model.eval()
         self.layouter = layouter_of(recipe)
+        self.context = recipe.backbone.context()
+        """Positions that the backbone has been made for, prompt and answer together; None where it knows no bound."""
 
     @classmethod
-    def load(cls, folder: Path, registry: Registry) -> "Run":
-        """The run in `folder`, as far as it has been trained."""
+    def load(cls, folder: str | Path, registry: Registry | None = None) -> "Run":
+        """The run in `folder`, as far as it has been trained; by default of the components that are installed."""
+        folder, registry = Path(folder), registry or Registry.load()
         path = folder / "recipe.yaml"
         if not path.is_file():
             raise ValueError(f"{folder}: holds no run (no recipe.yaml); give the folder that `omnikit train` wrote")
@@ -48,50 +60,189 @@ class Run:
         model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(recipe, model)
 
-    def answer(self, samples: Sequence[Sample], blind: bool = False, max_tokens: int = 64) -> list[str]:
-        """What the model says in place of each sample's last assistant turn, greedily.
+    def answer(
+        self, samples: Sequence[Sample], blind: bool = False, max_tokens: int = 64, sampling: Sampling | None = None
+    ) -> list[str]:
+        """What the model says in place of each sample's last assistant turn: the likeliest token again and again, or
+        drawn ones. The first sample that cannot be asked is a BadSample.
 
         `blind` replaces every medium by its encoder's `example()`: what is still right then was guessed.
         """
+        answers = [""] * len(samples)
+        for number, answer in self.answers(samples, blind, max_tokens, sampling):
+            if isinstance(answer, BadSample):
+                raise answer
+            answers[number] = answer
+        return answers
+
+    def answers(
+        self, samples: Sequence[Sample], blind: bool = False, max_tokens: int = 64, sampling: Sampling | None = None
+    ) -> Iterator[tuple[int, str | BadSample]]:
+        """The number of each sample and its answer, as batches are done; in its stead why it cannot be asked."""
         layouter = self.layouter
         if blind:
             layouter = Layouter(layouter.chat, layouter.tokenizer, _blind_branches(self.recipe))
-        layouts = [layouter(sample, answer=False) for sample in samples]
-        # Prompts of like length share a batch, so that little is padded.
-        order = sorted(range(len(layouts)), key=lambda index: len(layouts[index].ids))
-        answers = [""] * len(layouts)
-        for begin in range(0, len(order), BATCH):
-            chosen = order[begin : begin + BATCH]
-            texts = self._answer_batch([layouts[index] for index in chosen], layouter, max_tokens)
-            for index, text in zip(chosen, texts, strict=True):
-                answers[index] = text
-        return answers
+        prompts: list[Indexed] = []
+        for number, sample in enumerate(samples):
+            try:
+                prompts.append((number, self.prompt(sample, layouter, max_tokens)))
+            except BadSample as error:
+                yield number, error
+        for read in _ahead(lambda batch: _read(batch, layouter.branches), _batches(prompts, max_tokens)):
+            yield from ((number, error) for number, _, error in read if isinstance(error, BadSample))
+            whole = [(number, layout, found) for number, layout, found in read if not isinstance(found, BadSample)]
+            if whole:
+                numbers, layouts, items = zip(*whole, strict=True)
+                choose = chooser(sampling, [layout.id for layout in layouts])
+                answers = self._answer_batch(layouts, list(chain.from_iterable(items)), choose, max_tokens)
+                yield from zip(numbers, answers, strict=True)
+
+    def prompt(self, sample: Sample, layouter: Layouter, max_tokens: int) -> Layout:
+        """The sample laid out up to its last assistant turn, its media as small as the context makes them."""
+        try:
+            return layouter(sample, answer=False, room=self.room(max_tokens))
+        except TooLong as error:
+            raise self.too_long(f"sample {sample.id}: its prompt", max_tokens) from error
+
+    def room(self, max_tokens: int) -> int | None:
+        """Positions that a prompt may have: an answer gets its tokens, but never more than half of the context."""
+        return None if self.context is None else self.context - min(max_tokens, self.context // 2)
+
+    def most(self, positions: int, max_tokens: int) -> int:
+        """Tokens that an answer after so many positions may have."""
+        return max_tokens if self.context is None else min(max_tokens, self.context - positions)
+
+    def too_long(self, what: str, max_tokens: int) -> BadSample:
+        """The error of a prompt that has no place in the context."""
+        return BadSample(
+            f"{what} has more than the {self.room(max_tokens)} positions that a context of {self.context} leaves it, "
+            "however small its media are made; shorten it, or let the answer have fewer tokens"
+        )
 
     @torch.inference_mode()
-    def _answer_batch(self, layouts: list[Layout], layouter: Layouter, max_tokens: int) -> list[str]:
+    def likelihoods(self, samples: Sequence[Sample], choices: Sequence[Sequence[str]]) -> list[list[float]]:
+        """How likely each of a sample's choices is as its answer: the natural logarithm of the probability of the
+        choice's tokens, summed; the token that ends an answer is left out.
+
+        A sample whose choices are one token each costs one pass, other ones a pass for each choice.
+        """
+        # What stands before a choice's last token decides about all of it; for letters it is the prompt, once for all.
+        rows: dict[tuple[int, tuple[int, ...]], Layout] = {}
+        wanted: list[tuple[tuple[int, tuple[int, ...]], list[int], list[int]]] = []
+        for number, (sample, texts) in enumerate(zip(samples, choices, strict=True)):
+            for text in texts:
+                layout = self._with_answer(sample, text)
+                spoken = _last_answer(layout, self.layouter.stop)
+                ids = tuple(layout.ids[: spoken[-1]])
+                rows.setdefault((number, ids), layout._replace(ids=list(ids), learned=[False] * len(ids)))
+                wanted.append(((number, ids), [at - 1 for at in spoken], [layout.ids[at] for at in spoken]))
+        keys = list(rows)
+        hidden: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        for batch in _batches(list(enumerate(rows.values())), 0):
+            layouts = [layout for _, layout in batch]
+            items = [item for layout in layouts for item in read_items((layout,), self.layouter.branches)]
+            found = self._hidden(layouts, items)
+            hidden |= {keys[number]: row for (number, _), row in zip(batch, found, strict=True)}
+        scores = []
+        for key, at, tokens in wanted:
+            shares = self.model.backbone.head(hidden[key][at]).float().log_softmax(-1)
+            scores.append(float(shares.gather(1, torch.tensor(tokens, device=shares.device)[:, None]).sum()))
+        stream = iter(scores)
+        return [list(islice(stream, len(texts))) for texts in choices]
+
+    def _with_answer(self, sample: Sample, text: str) -> Layout:
+        answered = sample._replace(turns=(*sample.turns[:-1], Turn("assistant", (("text", text),))))
+        try:
+            layout = self.layouter(answered, room=self.context)
+        except TooLong as error:
+            raise self.too_long(f"sample {sample.id}: its prompt", 0) from error
+        if not _last_answer(layout, self.layouter.stop):
+            raise ValueError(f"sample {sample.id}: the choice {text!r} has no token; give one that says something")
+        return layout
+
+    def _hidden(self, layouts: Sequence[Layout], items: list[Item]) -> Float[Tensor, "N T H"]:
         length = max(len(layout.ids) for layout in layouts)
-        packs = [(layout,) for layout in layouts]
-        items = [item for one in packs for item in read_items(one, layouter.branches)]
-        batch = collate(packs, items, length).to(next(self.model.backbone.parameters()).device)
+        batch = collate([(layout,) for layout in layouts], items, length).to(self.device)
+        return self.model.backbone.hidden(self.model.embed(batch), batch.segments, positions_of(batch.segments))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.backbone.parameters()).device
+
+    @torch.inference_mode()
+    def _answer_batch(
+        self, layouts: Sequence[Layout], items: list[Item], choose: Choose, max_tokens: int
+    ) -> Iterable[str]:
+        length, stop = max(len(layout.ids) for layout in layouts), self.layouter.stop
+        most = [self.most(len(layout.ids), max_tokens) for layout in layouts]
+        batch = collate([(layout,) for layout in layouts], items, length).to(self.device)
         embeds, mask = _left_padded(self.model.embed(batch), batch.segments > 0)
         written: list[list[int]] = [[] for _ in layouts]
-        for tokens in self._greedy(embeds, mask, max_tokens):
+        for tokens in self._written(embeds, mask, choose, max(most)):
             for row, token in enumerate(tokens):
-                if not written[row] or written[row][-1] != layouter.stop:
+                if len(written[row]) < most[row] and stop not in written[row][-1:]:
                     written[row].append(token)
-            if all(row[-1] == layouter.stop for row in written):
+            if all(row[-1] == stop for row in written):
                 break
-        return [layouter.tokenizer.decode([token for token in row if token != layouter.stop]) for row in written]
+        return [self.layouter.tokenizer.decode([token for token in row if token != stop]) for row in written]
 
-    def _greedy(self, embeds: Float[Tensor, "N T H"], mask: Tensor, max_tokens: int) -> Iterator[list[int]]:
-        """The most likely next token of each prompt, again and again, with a cache."""
+    def _written(
+        self, embeds: Float[Tensor, "N T H"], mask: Tensor, choose: Choose, max_tokens: int
+    ) -> Iterator[list[int]]:
+        """The next token of each prompt, again and again, with a cache."""
         backbone, cache = self.model.backbone, None
         for _ in range(max_tokens):
             hidden, cache = backbone.extend(embeds, mask, cache)
-            tokens = backbone.head(hidden[:, -1]).argmax(-1)
+            tokens = choose(backbone.head(hidden[:, -1]))
             yield tokens.tolist()
             embeds = backbone.embed(tokens[:, None])
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+
+
+def _batches(prompts: Sequence[Indexed], further: int) -> Iterator[list[Indexed]]:
+    """Prompts of like length together, so that little is padded, as many as PLACES takes with `further` tokens each.
+
+    The longest come first: what memory does not hold fails at once.
+    """
+    batch: list[Indexed] = []
+    for prompt in sorted(prompts, key=lambda prompt: (-len(prompt[1].ids), prompt[0])):
+        if batch and (len(batch) + 1) * (len(batch[0][1].ids) + further) > PLACES:
+            yield batch
+            batch = []
+        batch.append(prompt)
+    if batch:
+        yield batch
+
+
+def _read(batch: Sequence[Indexed], branches: Mapping[str, Branch]) -> list[tuple[int, Layout, list[Item] | BadSample]]:
+    """The media of each prompt, decoded, or why they cannot be."""
+    found: list[tuple[int, Layout, list[Item] | BadSample]] = []
+    for number, layout in batch:
+        try:
+            found.append((number, layout, read_items((layout,), branches)))
+        except BadSample as error:
+            found.append((number, layout, error))
+    return found
+
+
+def _ahead(function: Callable[[A], B], given: Iterable[A]) -> Iterator[B]:
+    """`function` of each, in order; the next one is computed by a thread meanwhile."""
+    rest = iter(given)
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
+        waiting: deque[Future[B]] = deque(pool.submit(function, one) for one in islice(rest, 2))
+        while waiting:
+            found = waiting.popleft().result()
+            waiting.extend(pool.submit(function, one) for one in islice(rest, 1))
+            yield found
+
+
+def _last_answer(layout: Layout, stop: int) -> list[int]:
+    """Where the tokens of the last assistant turn stand, without the one that ends it."""
+    learned = [at for at, is_learned in enumerate(layout.learned) if is_learned]
+    ends = [at for at in learned if layout.ids[at] == stop]
+    begin = ends[-2] if len(ends) > 1 else -1
+    return [at for at in learned if at > begin and layout.ids[at] != stop]
 
 
 def _left_padded(embeds: Float[Tensor, "N T H"], real: Tensor) -> tuple[Float[Tensor, "N T H"], Tensor]:

@@ -331,3 +331,34 @@ def small_windows(monkeypatch):
     """Windows of 16 samples instead of 512: resuming at a window's edge is then a matter of a few steps."""
     monkeypatch.setattr("omnikit.mixing.WINDOW", 16)
     monkeypatch.setattr("omnikit.mixing.PACKS", 0)
+
+
+class Numbers:
+    """A tokenizer whose texts are the numbers of their tokens, so that no two answers look alike."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
+
+
+@pytest.fixture
+def wild(recipe_of):
+    """A run that was never trained, of weights so large that it says something else to everyone."""
+    from omnikit.data import branches_of
+    from omnikit.generate import Run
+    from omnikit.sample import Layouter
+    from omnikit.stages import build
+
+    recipe = recipe_of(config={"tie_word_embeddings": False})
+    model = build(recipe, frozenset(recipe.modalities))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)
+    run = Run(recipe, model)
+    run.layouter = Layouter(recipe.backbone.chat, Numbers(recipe.backbone.tokenizer()), branches_of(recipe))
+    return run

@@ -127,6 +127,12 @@ class HFCausalLM(BackboneConfig):
         weights, pair, head = sizes_of(json.dumps(self._sized()))
         return 2.0 * (weights * length + head * labels) + pair * length * (length + 1) / 2
 
+    def context(self) -> int | None:
+        """The `max_position_embeddings` of `config`, else the architecture's own."""
+        from omnikit.builtin.backbone_geometry import architecture
+
+        return getattr(architecture(self.config), "max_position_embeddings", None)
+
     def build(self) -> "CausalLM":
         """The module, with random weights."""
         from omnikit.builtin.backbone import CausalLM

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import typer
 from typer.exceptions import TyperException
 
-from omnikit.cli.chatting import chat
+from omnikit.cli.chatting import SETTINGS, chat
 from omnikit.cli.linting import lint
 from omnikit.cli.plugins import plugins
 from omnikit.cli.preview import preview
@@ -26,8 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (train, check, show, chat, verify, env):
+for command in (train, check, show, verify, env):
     app.command()(command)
+app.command(context_settings=SETTINGS)(chat)
 data.command()(preview)
 app.add_typer(plugins, name="plugins")
 data.command()(lint)

@@ -1,8 +1,11 @@
 """`omnikit chat`."""
 
 import json
+import shlex
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,74 +15,159 @@ from omnikit.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from omnikit.component import Medium
+    from omnikit.conversation import Conversation
 
-Content = list[tuple[str, "str | Medium"]]
+    Content = list[tuple[str, "str | Medium"]]
+
+# What is not an option is `--MODALITY FILE`: which modalities there are, the run says.
+SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def chat(
+    context: typer.Context,
     run: Annotated[
         Path,
         typer.Argument(metavar="RUN", help="The folder of a trained run, such as runs/tiny_omni.", show_default=False),
     ],
     message: Annotated[
-        str, typer.Option("--message", "-m", metavar="TEXT", help="The question; it follows the media.")
+        str, typer.Option("--message", "-m", metavar="TEXT", help="One question; it follows the media.")
     ] = "",
-    media: Annotated[
-        list[str],
+    max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of an answer, at most.")] = 256,
+    temperature: Annotated[
+        float | None,
         typer.Option(
-            "--medium",
-            metavar="MODALITY=FILE",
-            help="A medium of the question, e.g. --medium image=a.png --medium audio=b.flac. Repeatable, in order.",
-            show_default=False,
+            metavar="T", help="Draw tokens at this temperature.  [default: the likeliest]", show_default=False
         ),
-    ] = [],  # noqa: B006  (typer wants the literal)
+    ] = None,
+    top_k: Annotated[int, typer.Option(metavar="K", help="Draw from the K likeliest tokens; 0: from all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(metavar="P", help="Draw from the fewest tokens whose probabilities sum to P.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="What is drawn follows from it.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a trained run questions.
+    """Talk with a trained run.
 
-    One question is --message, --medium, or both. Without either it answers the lines of standard input one by one,
-    each for itself, until an empty line or the end.
+    One question: -m TEXT, and media before it as --image FILE, --video FILE, --audio FILE or whatever modalities the
+    run has, in any number and order. Without any it is a conversation, line by line: /image FILE (or a file dropped
+    into the terminal) goes with the next message, /reset forgets, /exit or Ctrl-D leaves, Ctrl-C ends an answer.
     """
-    asked = _media(media)
-    if message:
-        asked.append(("text", message))
+    media = _options(context.args)
 
-    from omnikit.component import Sample, Turn
+    from omnikit.conversation import Conversation
     from omnikit.generate import Run
-    from omnikit.registry import Registry, did_you_mean
+    from omnikit.sampling import Sampling
 
-    loaded = Run.load(run, Registry.load())
-    for name, _ in asked:
-        if name != "text" and name not in loaded.recipe.modalities:
-            known = did_you_mean(name, loaded.recipe.modalities, "modalities")
-            raise ValueError(f"--medium {name}=...: the run has no modality {name!r}{known}")
-    for content in [asked] if asked else _lines():
-        sample = Sample("the question", (Turn("user", tuple(content)), Turn("assistant", ())))
-        answer = loaded.answer([sample])[0]
-        print(json.dumps({"answer": answer}) if as_json else answer, flush=True)
+    if temperature is None and (top_k or top_p != 1.0):
+        raise ValueError("--top-k and --top-p say what is drawn from; give --temperature too")
+    sampling = None if temperature is None else Sampling(temperature, top_k, top_p, seed)
+    loaded = Run.load(run)
+    with_media = [_medium(f"--{name} {file}", name, file, loaded.recipe.modalities) for name, file in media]
+    talk = Conversation(loaded, max_tokens, sampling)
+    if with_media or message:
+        _say(talk, [*with_media, *([("text", message)] if message else [])], as_json)
+    else:
+        _converse(talk, loaded.recipe.modalities, as_json)
 
 
-def _media(entries: list[str]) -> Content:
-    from omnikit.component import Medium
-
-    found: Content = []
-    for entry in entries:
-        modality, _, file = entry.partition("=")
-        if not modality or not file:
-            raise ValueError(f"--medium {entry}: is not MODALITY=FILE; write, say, image=picture.png")
-        if not Path(file).is_file():
-            raise ValueError(f"--medium {entry}: there is no file {file}")
-        found.append((modality, Medium(str(Path(file).absolute()))))
+def _options(args: Sequence[str]) -> list[tuple[str, str]]:
+    """`--image a.png` and `--image=a.png`, in order."""
+    found, rest = [], list(args)
+    while rest:
+        option, is_whole, file = rest.pop(0).partition("=")
+        if not option.startswith("--") or len(option) == 2:
+            raise ValueError(f"{option}: is no option; write media as, say, --image picture.png")
+        if not is_whole:
+            if not rest:
+                raise ValueError(f"{option}: is no option; of a modality, name a file after it: {option} FILE")
+            file = rest.pop(0)
+        found.append((option[2:], file))
     return found
 
 
-def _lines() -> Iterator[Content]:
-    """The questions of standard input, until an empty one or its end. On a terminal they are asked for."""
+def _medium(where: str, name: str, file: str, modalities: Collection[str]) -> "tuple[str, Medium]":
+    from omnikit.component import Medium
+    from omnikit.registry import did_you_mean
+
+    if name not in modalities:
+        raise ValueError(f"{where}: the run has no modality {name!r}{did_you_mean(name, modalities, 'modalities')}")
+    if not Path(file).is_file():
+        raise ValueError(f"{where}: there is no file {file}")
+    return name, Medium(str(Path(file).absolute()))
+
+
+def _say(talk: "Conversation", content: "Content", as_json: bool) -> None:
+    """Say it, and print the answer as it is written."""
+    with _interruptible() as is_enough:
+        pieces = []
+        for piece in talk.say(content):
+            pieces.append(piece)
+            if not as_json:
+                print(piece, end="", flush=True)
+            if is_enough():
+                break
+    print(json.dumps({"answer": "".join(pieces)}) if as_json else "", flush=True)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C ends the answer after the token that is being written, so that what was said stays whole."""
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _converse(talk: "Conversation", modalities: Collection[str], as_json: bool) -> None:
+    """Lines of standard input to the end. On a terminal they are asked for, and what is wrong with one is said."""
+    is_terminal = sys.stdin.isatty()
+    waiting: Content = []
     while True:
         try:
-            question = input("you: " if sys.stdin.isatty() else "").strip()
+            line = input("you: " if is_terminal else "").strip()
         except EOFError:
             return
-        if not question:
+        if line == "/exit":
             return
-        yield [("text", question)]
+        try:
+            if line == "/reset":
+                talk.reset()
+                waiting = []
+            elif media := _dropped(line, modalities):
+                waiting += media
+            elif line.startswith("/"):
+                waiting.append(_command(line, modalities))
+            elif line:
+                _say(talk, [*waiting, ("text", line)], as_json)
+                waiting = []
+        except ValueError as error:
+            if not is_terminal:
+                raise
+            print(error, file=sys.stderr, flush=True)
+
+
+def _command(line: str, modalities: Collection[str]) -> "tuple[str, Medium]":
+    """`/image picture.png`."""
+    name, _, rest = line[1:].partition(" ")
+    if name not in modalities:
+        known = ", ".join(f"/{modality} FILE" for modality in modalities)
+        raise ValueError(f"/{name}: is no command; there are {known}, /reset, /exit")
+    try:
+        [file] = shlex.split(rest)
+    except ValueError:  # no file, several, or a quote that is part of the name
+        file = rest.strip()
+    return _medium(line, name, file, modalities)
+
+
+def _dropped(line: str, modalities: Collection[str]) -> "Content":
+    """The media of a line that is nothing but paths of files, as terminals write those that are dropped on them."""
+    from omnikit.media.kinds import kind_of
+
+    with suppress(ValueError):  # a quotation mark without its other one
+        files = [part.removeprefix("file://") for part in shlex.split(line)]
+        kinds = [kind_of(file) for file in files]
+        if all(kind in modalities and Path(file).is_file() for kind, file in zip(kinds, files, strict=True)):
+            return [_medium(file, str(kind), file, modalities) for kind, file in zip(kinds, files, strict=True)]
+    return []

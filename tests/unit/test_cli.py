@@ -1,11 +1,13 @@
 """The command line: what each command prints, imports and leaves; what is typed wrong is one line and exit code 2."""
 
 import io
+import itertools
 import json
 import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -59,7 +61,17 @@ OPTIONS = {
     "train": ["RECIPE", "--set PATH=VALUE", "--out FOLDER", "--json", "resumes"],
     "check": ["RECIPE", "--set PATH=VALUE", "--json"],
     "show": ["[RECIPE]", "--set PATH=VALUE", "--json", "--schema"],
-    "chat": ["RUN", "--message TEXT", "-m", "--medium MODALITY=FILE", "--json"],
+    "chat": [
+        "RUN",
+        "--message TEXT",
+        "-m",
+        "--max-tokens N",
+        "--temperature T",
+        "--top-k K",
+        "--top-p P",
+        "--seed N",
+        "--json",
+    ],
     "plugins": ["--json", "check", "new"],
     "plugins check": ["[NAME]...", "--all", "--json", "kind/type"],
     "plugins new": ["NAME", "--kind <reader|encoder|projector|backbone|source>", "--out FOLDER"],
@@ -434,32 +446,121 @@ def test_work_in_parts_has_a_bar_for_each_on_a_terminal(capsys, monkeypatch):
 
 
 def test_chat_answers_a_question_with_media(omnikit, run, world):
-    code, out, err = omnikit("chat", run[0], "--medium", f"image={world / '0.png'}", "-m", "colour?", "--json")
-    assert (code, err) == (0, []) and isinstance(json.loads(out)["answer"], str)
-    assert omnikit("chat", run[0], "-m", "red?")[0] == 0
+    for image in (["--image", world / "0.png"], [f"--image={world / '0.png'}"]):
+        code, out, err = omnikit("chat", run[0], *image, "-m", "colour?", "--json")
+        assert (code, err) == (0, []) and isinstance(json.loads(out)["answer"], str)
+    code, plain, _ = omnikit("chat", run[0], *image, "-m", "colour?")
+    assert code == 0 and plain == json.loads(out)["answer"] + "\n"
+    assert omnikit("chat", run[0], "-m", "red?", "--temperature", "2", "--seed", "1", "--max-tokens", "3")[0] == 0
 
 
-@pytest.mark.parametrize("typed", ["red?\ngreen?\n", "red?\ngreen?", "red?\ngreen?\n\nnever asked\n"])
-def test_chat_answers_lines_until_an_empty_one_or_the_end(omnikit, run, monkeypatch, typed):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-    code, out, err = omnikit("chat", run[0], "--json")
+@pytest.fixture
+def said(monkeypatch):
+    """What the run is asked, turn by turn; it answers with how many it has heard."""
+    from omnikit.conversation import Conversation
+
+    turns = []
+
+    def reset(self):
+        turns.append("reset")
+
+    def say(self, content):
+        turns.append([value if name == "text" else (name, Path(value.source).name) for name, value in content])
+        yield from ("turn ", str(len(turns)))
+
+    monkeypatch.setattr(Conversation, "reset", reset)
+    monkeypatch.setattr(Conversation, "say", say)
+    return turns
+
+
+def test_chat_is_a_conversation_line_by_line(omnikit, run, said, world, monkeypatch, tmp_path):
+    spaced = shutil.copy(world / "0.png", tmp_path / "a picture.png")
+    typed = [
+        "red?",
+        "",
+        f"/image {world / '1.png'}",
+        f"/image {world / '2.png'}",
+        "and these?",
+        f"'{spaced}' {world / '3.png'}",
+        f"/image {spaced}",
+        f"file://{world / '4.png'}",
+        "those?",
+        "/reset",
+        "0.png is no file here",
+        "/exit",
+        "never asked",
+    ]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(typed)))
+    code, out, err = omnikit("chat", run[0])
     assert (code, err) == (0, [])
-    assert len([json.loads(line)["answer"] for line in out.splitlines()]) == 2
+    assert said == [
+        "reset",
+        ["red?"],
+        [("image", "1.png"), ("image", "2.png"), "and these?"],
+        [("image", name) for name in ("a picture.png", "3.png", "a picture.png", "4.png")] + ["those?"],
+        "reset",
+        ["0.png is no file here"],
+    ]
+    assert out == "turn 2\nturn 3\nturn 4\nturn 6\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("red?\ngreen?"))
+    assert omnikit("chat", run[0], "--json")[1] == '{"answer": "turn 8"}\n{"answer": "turn 9"}\n'
 
 
 @pytest.mark.parametrize(
-    ("medium", "expected"),
+    ("typed", "expected"),
     [
-        ("image=no.png", "--medium image=no.png: there is no file no.png"),
-        ("image", "--medium image: is not MODALITY=FILE"),
-        ("=no.png", "--medium =no.png: is not MODALITY=FILE"),
-        ("imgae={world}/0.png", "the run has no modality 'imgae'; did you mean `image`?"),
-        ("image={world}/text.jsonl", "the question: image: "),
-        ("image={world}/0.wav", "the question: image: "),
+        ("/depth a.png", "/depth: is no command; there are /image FILE, /reset, /exit"),
+        ("/image no.png", "/image no.png: there is no file no.png"),
+        ("/image", "/image: there is no file "),
     ],
 )
-def test_chat_refuses_a_bad_medium_in_one_line(refused, run, world, medium, expected):
-    assert expected in refused("chat", run[0], "-m", "colour?", "--medium", medium.format(world=world))
+def test_a_line_that_cannot_be_done_is_told_and_on_a_terminal_the_conversation_goes_on(
+    omnikit, run, said, monkeypatch, typed, expected
+):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{typed}\nred?"))
+    code, out, err = omnikit("chat", run[0])
+    assert code == 2 and len(err) == 1 and err[0].startswith(expected)
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal(f"{typed}\nred?"))
+    code, out, err = omnikit("chat", run[0])
+    assert code == 0 and len(err) == 1 and err[0].startswith(expected) and out.endswith("turn 3\nyou: ")
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_conversation(omnikit, run, monkeypatch):
+    from omnikit.conversation import Conversation
+
+    def endless(self, content):
+        for number in itertools.count():
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield f"{number} "
+
+    monkeypatch.setattr(Conversation, "say", endless)
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("red?\ngreen?"))
+    assert omnikit("chat", run[0])[:2] == (0, "0 1 2 3 \n0 1 2 3 \n")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("--image no.png", "--image no.png: there is no file no.png"),
+        ("--image", "--image: is no option; of a modality, name a file after it: --image FILE"),
+        ("0.png", "0.png: is no option; write media as, say, --image picture.png"),
+        ("--imgae {world}/0.png", "the run has no modality 'imgae'; did you mean `image`?"),
+        ("--image {world}/text.jsonl", "the message: image: "),
+        ("--image {world}/0.wav", "the message: image: "),
+        ("--top-k 3", "--top-k and --top-p say what is drawn from; give --temperature too"),
+        ("--temperature 0", "temperature 0: is not above 0"),
+    ],
+)
+def test_chat_refuses_bad_options_in_one_line(refused, run, world, options, expected):
+    assert expected in refused("chat", run[0], "-m", "colour?", *options.format(world=world).split())
 
 
 def test_a_damaged_checkpoint_is_a_warning_in_one_line(omnikit, run, tmp_path):

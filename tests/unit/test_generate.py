@@ -5,12 +5,12 @@ import shutil
 import pytest
 import torch
 
-from omnikit.component import Sample, Turn
+from omnikit.component import Medium, Sample, Turn
 from omnikit.data import branches_of
 from omnikit.generate import Run
 from omnikit.packing import collate, positions_of, read_items
-from omnikit.sample import Layouter
-from omnikit.stages import build
+from omnikit.sample import BadSample
+from omnikit.sampling import Sampling
 
 TOKENS = 8
 
@@ -29,32 +29,6 @@ def trained(recipe_of, parts, watched, tmp_path_factory):
 @pytest.fixture
 def loaded(trained, registry):
     return Run.load(trained.run.path, registry)
-
-
-class Numbers:
-    """A tokenizer whose texts are the numbers of their tokens, so that no two answers look alike."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-
-    def __getattr__(self, name):
-        return getattr(self.tokenizer, name)
-
-    def decode(self, ids):
-        return " ".join(map(str, ids))
-
-
-@pytest.fixture
-def wild(recipe_of):
-    """A run that was never trained, of weights so large that it says something else to everyone."""
-    recipe = recipe_of(config={"tie_word_embeddings": False})
-    model = build(recipe, frozenset(recipe.modalities))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4 if parameter.ndim > 1 else 1)
-    run = Run(recipe, model)
-    run.layouter = Layouter(recipe.backbone.chat, Numbers(recipe.backbone.tokenizer()), branches_of(recipe))
-    return run
 
 
 def samples_of(recipe, *names):
@@ -87,8 +61,12 @@ def test_a_batch_answers_as_its_prompts_do_one_by_one_in_the_order_asked(wild):
 def test_batches_change_no_answer(wild, monkeypatch):
     samples = samples_of(wild.recipe, "video", "text", "image", "mixed", "audio")
     expected = wild.answer(samples, max_tokens=TOKENS)
-    monkeypatch.setattr("omnikit.generate.BATCH", 2)
+    monkeypatch.setattr("omnikit.generate.PLACES", 100)
+    calls = []
+    embed = wild.model.embed
+    monkeypatch.setattr(wild.model, "embed", lambda batch: (calls.append(batch.ids.shape), embed(batch))[1])
     assert wild.answer(samples, max_tokens=TOKENS) == expected
+    assert 1 < len(calls) < len(samples) and all(rows == 1 or rows * (length + TOKENS) <= 100 for rows, length in calls)
     assert wild.answer([]) == []
 
 
@@ -96,7 +74,7 @@ def test_what_follows_the_stop_is_not_said(loaded, monkeypatch):
     tokenizer, stop = loaded.layouter.tokenizer, loaded.layouter.stop
     red, blue = (tokenizer.encode(word, add_special_tokens=False).ids[0] for word in ("red", "blue"))
     steps = iter([[red, stop], [blue, red], [stop, red], [red, blue]])
-    monkeypatch.setattr(Run, "_greedy", lambda *_: steps)
+    monkeypatch.setattr(Run, "_written", lambda *_: steps)
     assert loaded.answer(samples_of(loaded.recipe, "text", "text")) == ["red blue", ""]
     assert next(steps) == [red, blue], "nothing is computed once all have stopped"
 
@@ -156,8 +134,6 @@ def test_a_folder_that_is_no_run_is_told(tmp_path, registry):
 
 
 def test_a_question_with_a_modality_that_the_run_has_not_is_told(loaded):
-    from omnikit.component import Medium
-
     sample = Sample("q", (Turn("user", (("depth", Medium("a.png")),)), Turn("assistant", ())))
     with pytest.raises(ValueError, match=r"the recipe has no modality 'depth'; modalities: "):
         loaded.answer([sample])
@@ -172,3 +148,98 @@ def test_branches_of_the_blind_are_those_of_the_recipe(loaded):
         assert (branch.input, branch.projector) == (seeing[name].input, seeing[name].projector)
         example = loaded.recipe.encoders[loaded.recipe.modalities[name].encoder].example()
         assert branch.reader.grids(None, branch.input) == [example.grid]
+
+
+# ------------------------------------------------------------------------------------------------- drawn, and measured
+
+
+def test_one_that_cannot_be_asked_costs_no_other_its_answer(wild, tmp_path):
+    samples = samples_of(wild.recipe, "image", "text", "audio")
+    expected = wild.answer(samples, max_tokens=TOKENS)
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    bad = Sample("bad", (Turn("user", (("image", Medium(str(tmp_path / "a.png"))),)), Turn("assistant", ())))
+    found = dict(wild.answers([samples[0], bad, *samples[1:]], max_tokens=TOKENS))
+    assert isinstance(found[1], BadSample) and "a.png" in str(found[1])
+    assert [found[0], found[2], found[3]] == expected
+    with pytest.raises(BadSample, match=r"^sample bad: image: .*a\.png"):
+        wild.answer([*samples, bad])
+
+
+def test_a_prompt_that_has_no_room_in_the_context_is_told(wild):
+    [sample] = samples_of(wild.recipe, "text")
+    length = len(wild.layouter(sample, answer=False).ids)
+    wild.context = length + 2
+    assert wild.answer([sample], max_tokens=2)
+    told = f"its prompt has more than the {length - 1} positions that a context of {length + 2} leaves it"
+    with pytest.raises(BadSample, match=told):
+        wild.answer([sample], max_tokens=3)
+    wild.context = 2 * length
+    [whole] = wild.answer([sample], max_tokens=10_000)
+    assert len(whole.split()) == length, "an answer ends where the context does"
+
+
+def test_what_is_drawn_follows_from_the_seed_and_the_sample_alone(wild, monkeypatch):
+    samples = samples_of(wild.recipe, "video", "text", "image", "mixed", "audio")
+    warm = Sampling(temperature=30.0, seed=3)
+    drawn = wild.answer(samples, max_tokens=TOKENS, sampling=warm)
+    assert drawn == wild.answer(samples, max_tokens=TOKENS, sampling=warm)
+    assert drawn[::-1] == wild.answer(samples[::-1], max_tokens=TOKENS, sampling=warm)
+    assert drawn[2:3] == wild.answer(samples[2:3], max_tokens=TOKENS, sampling=warm)
+    others = wild.answer(samples, max_tokens=TOKENS, sampling=warm._replace(seed=4))
+    assert all(one != other for one, other in zip(drawn, others, strict=True))
+    greedy = wild.answer(samples, max_tokens=TOKENS)
+    assert drawn != greedy
+    assert greedy == wild.answer(samples, max_tokens=TOKENS, sampling=warm._replace(top_k=1))
+    assert greedy == wild.answer(samples, max_tokens=TOKENS, sampling=warm._replace(top_p=1e-9))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"temperature": 0.0}, "temperature 0: is not above 0"),
+        ({"temperature": float("nan")}, "temperature nan: is not above 0"),
+        ({"top_k": -1}, "top_k -1: is below 0"),
+        ({"top_p": 0.0}, "top_p 0: is not a probability"),
+        ({"top_p": 1.5}, "top_p 1.5: is not a probability"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(wild, wrong, told):
+    with pytest.raises(ValueError, match=told):
+        wild.answer(samples_of(wild.recipe, "text"), sampling=Sampling(**wrong))
+
+
+def likelihood(run, sample, text):
+    """The plain way: the whole conversation through the model, the answer's tokens looked up."""
+    whole = sample._replace(turns=(*sample.turns[:-1], Turn("assistant", (("text", text),))))
+    layout = run.layouter(whole)
+    batch = collate([(layout,)], read_items((layout,), run.layouter.branches), len(layout.ids))
+    hidden = run.model.backbone.hidden(run.model.embed(batch), batch.segments, positions_of(batch.segments))
+    shares = run.model.backbone.head(hidden[0]).double().log_softmax(-1)
+    begin = len(run.layouter(whole, answer=False).ids)
+    end = len(layout.ids) - layout.ids[::-1].index(run.layouter.stop) - 1
+    return sum(float(shares[at - 1, layout.ids[at]]) for at in range(begin, end))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("places", [100, 16_384])
+def test_likelihoods_are_those_of_the_answer_s_tokens(wild, monkeypatch, places):
+    monkeypatch.setattr("omnikit.generate.PLACES", places)
+    samples = samples_of(wild.recipe, "image", "text", "video", "audio")
+    earlier = samples[0]._replace(turns=(*samples[1].turns, *samples[0].turns))  # an answer before counts for nothing
+    samples.append(earlier)
+    choices = [["A", "B", "C"], ["red", "blue or green"], ["it is black"], ["A", "A B"], ["A", "B"]]
+    found = wild.likelihoods(samples, choices)
+    assert [len(row) for row in found] == [3, 2, 1, 2, 2]
+    for sample, texts, row in zip(samples, choices, found, strict=True):
+        assert row == pytest.approx([likelihood(wild, sample, text) for text in texts], rel=1e-4)
+    assert len({one for row in found for one in row}) == 10
+
+
+def test_letters_cost_one_pass(wild, monkeypatch):
+    embed, rows = wild.model.embed, []
+    monkeypatch.setattr(wild.model, "embed", lambda batch: (rows.append(len(batch.ids)), embed(batch))[1])
+    samples = samples_of(wild.recipe, "image", "text")
+    wild.likelihoods(samples, [["A", "B", "C", "D"]] * 2)
+    assert rows == [2]
+    with pytest.raises(ValueError, match="the choice '' has no token"):
+        wild.likelihoods(samples[:1], [["A", ""]])

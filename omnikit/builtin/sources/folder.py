@@ -11,9 +11,9 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from omnikit import cache
 from omnikit.builtin.sources.jsonl import JsonRows
-from omnikit.builtin.sources.media import kind_of
 from omnikit.builtin.sources.records import RecordSource, Row, Rows
 from omnikit.component import Records
+from omnikit.media.kinds import kind_of
 
 __all__ = ["Captioned", "Folder"]
 

@@ -8,24 +8,11 @@ from pathlib import Path
 
 from omnikit.component import Medium
 
-__all__ = ["KINDS", "kind_of", "medium_of"]
+__all__ = ["medium_of"]
 
-KINDS = {
-    "image": "jpg jpeg png webp gif bmp tif tiff ppm pgm pbm avif",
-    "video": "mp4 mkv webm mov avi m4v mpg mpeg ts flv 3gp ogv",
-    "audio": "wav flac mp3 ogg opus m4a aac aiff aif au caf wma amr",
-}
-"""The modality that a file's name tells of. Records that say it themselves may use any name."""
-
-_BY_END = {end: kind for kind, ends in KINDS.items() for end in ends.split()}
 _ADDRESS = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _DATA = re.compile(r"\s*data:[^,]*?;base64,", re.IGNORECASE)
 _FIELDS = {"path", "bytes", "start", "end"}
-
-
-def kind_of(name: str) -> str | None:
-    """The modality of a file of this name, None where it tells of none."""
-    return _BY_END.get(name.rpartition(".")[2].lower())
 
 
 def medium_of(value: object, where: str, folder: Path) -> Medium:

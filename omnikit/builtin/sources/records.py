@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Protocol
 
 from pydantic import Field, field_validator, model_validator
 
-from omnikit.builtin.sources.media import KINDS
 from omnikit.builtin.sources.shapes import COLUMNS, Shaping, named, sample_of, shape_of
 from omnikit.component import RecipePath, Records, Sample, SourceConfig
+from omnikit.media.kinds import KINDS
 
 __all__ = ["RecordSource", "Row", "Rows", "ShapedRecords", "no_number"]
 

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omnikit.builtin.sources.media import KINDS, medium_of
+from omnikit.builtin.sources.media import medium_of
 from omnikit.builtin.sources.turns import ROLES, Content, as_text, checked, own_turns
 from omnikit.component import Medium, Sample, Turn
+from omnikit.media.kinds import KINDS
 
 __all__ = ["COLUMNS", "Shaping", "named", "sample_of", "shape_of"]
 

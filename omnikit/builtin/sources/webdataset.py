@@ -18,11 +18,11 @@ from pydantic import model_validator
 from omnikit import cache
 from omnikit.builtin.sources.arrow import ArrowRows, Stream
 from omnikit.builtin.sources.jsonl import parsed
-from omnikit.builtin.sources.media import KINDS, kind_of
 from omnikit.builtin.sources.paths import digest_of, each, files_of, missing_of
 from omnikit.builtin.sources.records import RecordSource, Row
 from omnikit.builtin.sources.tar import TarMember, members_of
 from omnikit.component import PICKLES, Medium, Member, Records
+from omnikit.media.kinds import KINDS, kind_of
 
 __all__ = ["TarRows", "WebDataset"]
 
