@@ -31,9 +31,12 @@ class Saver:
         self.pool.shutdown(wait=self.world.size == 1)
 
     def save(self, stage: str, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int) -> None:
-        """Begin to write a step, as the tensors are now. What was wrong with the one before is raised here."""
+        """Begin to write a step, as the tensors are now. What was wrong with the one before is raised here.
+
+        Step 0 is of what the stage never changes: on a CPU it needs no copy.
+        """
         self.wait()
-        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        copies = {name: tensor.detach().to("cpu", copy=step > 0) for name, tensor in tensors.items()}
         self.writing = self.pool.submit(self.run.save, stage, step, copies, state, keep, self.world)
 
     def wait(self) -> None:
