@@ -11,14 +11,14 @@ import unicodedata
 from collections.abc import Sequence
 from string import ascii_uppercase
 
-_NO_PARTS = r"(?<![A-Za-z0-9'’\-]){}(?![A-Za-z0-9'’\-])"
+_NO_PARTS = r"(?<![A-Za-z0-9'\u2019\-]){}(?![A-Za-z0-9'\u2019\-])"
 _MARKS = str.maketrans(dict.fromkeys('.()[],:;!*#{}"`', " "))
 _STATED = re.compile(
     r"(?:(?:answer|option|choice)(?:\s+is|\s+should\s+be|\s*:)|答案(?:是|为|选|应为|应选)?\s*:?|(?:应该?|故|所以)选)"
-    r"[\s(\[*\"']*([A-Z])(?![A-Za-z0-9'’])",
+    r"[\s(\[*\"']*([A-Z])(?![A-Za-z0-9'\u2019])",
     re.IGNORECASE,
 )
-_ARTICLE = re.compile(r"(?<![A-Za-z0-9'’\-])A\s+(?!(?:is|and|or|because)\b)[a-z]")
+_ARTICLE = re.compile(r"(?<![A-Za-z0-9'\u2019\-])A\s+(?!(?:is|and|or|because)\b)[a-z]")
 _LAST = 4
 """A lone letter must stand among so many last words: elsewhere in a long answer it is an article, or a name."""
 

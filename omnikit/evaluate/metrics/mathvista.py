@@ -42,11 +42,13 @@ class MathVista(Metric):
         kind = question.extra.get("answer_type")
         if kind not in TYPES:
             raise ValueError(f"{question.id}: answer_type {kind!r} is none of {', '.join(TYPES)}")
+        if kind == "float" and not isinstance(question.extra.get("precision"), int | float):
+            raise ValueError(f"{question.id}: extra has no precision, the decimals by which floats are compared")
         wanted = self._wanted(question)
         taken, note = self._by_rule(question, answer), ""
         if not taken and answer.strip():
             content = filled(self.prompt, {"question": asked_of(question), "answer": answer.strip()})
-            taken, note = asked(question, content, lambda reply: self._read(question, reply), judge)
+            taken, note = asked(content, lambda reply: self._read(question, reply), judge)
         right = float(taken == wanted)
         return Grade(taken, right, (right, 1.0), note)
 
@@ -96,8 +98,8 @@ def _normalised(text: str, question: Question) -> str:
             number = _number(text)
             return "" if number is None else str(int(number))
         case "float":
-            number, precision = _number(text), question.extra.get("precision", 1)
-            return "" if number is None else f"{round(number, int(precision)):.{int(precision)}f}"
+            number, decimals = _number(text), int(question.extra["precision"])
+            return "" if number is None else f"{round(number, decimals):.{decimals}f}"
         case "list":
             numbers = r"\s*-?[\d.]+\s*"
             return re.sub(r"\s+", "", text) if re.fullmatch(rf"\[{numbers}(,{numbers})*\]", text) else ""

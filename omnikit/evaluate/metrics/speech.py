@@ -114,4 +114,4 @@ def _text(question: Question) -> str:
 
 
 def _is_han(character: str) -> bool:
-    return unicodedata.name(character, "").startswith("CJK ")
+    return unicodedata.name(character, "").startswith(("CJK ", "IDEOGRAPHIC "))
