@@ -69,6 +69,18 @@ def test_a_text_within_a_long_answer_is_not_looked_for():
     assert len(told) > 2 * sum(map(len, PETS)) and letter_in(told, PETS) == ""
 
 
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [("it is 13", "B"), ("it is 3!", "A"), ("it is 3.5", "C"), ("x = 33", ""), ("about 13.5", ""), ("3 or 13", "")],
+)
+def test_a_number_is_looked_for_whole(answer, letter):
+    assert letter_in(answer, ("3", "13", "3.5", "-7")) == letter
+
+
+def test_where_the_choices_are_letters_alone_none_is_found_in_a_word():
+    assert letter_in("map", ("A", "B", "C")) == "" and letter_in("b", ("A", "B", "C")) == "B"
+
+
 def test_letters_beyond_the_choices_are_none():
     assert letter_in("C", ("yes", "no")) == "" and letter_in("B", ("yes", "no")) == "B"
     assert letter_in("J", tuple("abcdefghij")) == "J"
