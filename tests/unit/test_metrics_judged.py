@@ -48,14 +48,10 @@ def test_without_a_judge_there_is_no_grade(name):
 
 
 @pytest.mark.parametrize("name", ["yes_no_score", "mmvet", "air_bench"])
-@pytest.mark.parametrize(
-    "nonsense", ["", "I like it", "yes", "11 12", "1.5", "-0.5", "{'pred': 'yes'}", "0.5 or 0.7", "🐇"]
-)
+@pytest.mark.parametrize("nonsense", ["", "I like it", "yes", "11 12", "1.5", "-0.5", "{'pred': 'yes'}", "🐇"])
 def test_nonsense_is_asked_again_warmer_and_then_given_up(name, nonsense):
     question, good = JUDGED[name]
     judge = Told(nonsense, nonsense, nonsense, good)
-    if (name, nonsense) == ("mmvet", "0.5 or 0.7"):
-        return  # its first word counts, as in the official script
     with pytest.raises(JudgeFailed, match="asked 3 times the judge gave no grade; its last words: "):
         METRICS[name]().grade(question, "red", judge)
     assert [warmth for _, warmth in judge.asked] == [0, 0.5, 1] and len({text for text, _ in judge.asked}) == 1
@@ -136,7 +132,7 @@ def test_yes_no_score_by_hand():
         (" 0.5\n", 0.5),
         ("**0.3**", 0.3),
         (".4", 0.4),
-        ("0.5 because...", 0.5),
+        ("0.5 or 0.7", 0.5),
         ("0.9.", 0.9),
     ],
 )

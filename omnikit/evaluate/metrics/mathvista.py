@@ -44,29 +44,18 @@ class MathVista(Metric):
             raise ValueError(f"{question.id}: answer_type {kind!r} is none of {', '.join(TYPES)}")
         if kind == "float" and not isinstance(question.extra.get("precision"), int | float):
             raise ValueError(f"{question.id}: extra has no precision, the decimals by which floats are compared")
-        wanted = self._wanted(question)
+        wanted = _wanted(question)
         taken, note = self._by_rule(question, answer), ""
         if not taken and answer.strip():
             content = filled(self.prompt, {"question": asked_of(question), "answer": answer.strip()})
             taken, note = asked(content, lambda reply: self._read(question, reply), judge)
-        right = float(taken == wanted)
+        right = float(bool(taken) and (_chosen(question, taken) if question.choices else taken) == wanted)
         return Grade(taken, right, (right, 1.0), note)
 
     def score(self, graded: Graded) -> Score:
         """The percentage of right answers, and each category's (MathVista: its task)."""
         values = ((question.category, grade.right) for question, grade in present(graded))
         return mean_score(values, "questions", 100, len(graded))
-
-    @staticmethod
-    def _wanted(question: Question) -> str:
-        if question.choices:
-            if question.choices.count(question.reference) != 1:
-                raise ValueError(f"{question.id}: the reference {question.reference!r} is not one of its choices")
-            return letters_of(question.choices)[question.choices.index(question.reference)]
-        wanted = _normalised(str(question.reference), question)
-        if not wanted:
-            raise ValueError(f"{question.id}: {question.reference!r} is no {question.extra['answer_type']}")
-        return wanted
 
     @staticmethod
     def _by_rule(question: Question, answer: str) -> str:
@@ -88,6 +77,21 @@ class MathVista(Metric):
 
         edits = [Levenshtein.distance(said, choice) for choice in question.choices]
         return letters_of(question.choices)[edits.index(min(edits))]
+
+
+def _wanted(question: Question) -> str:
+    """The reference as answers are compared with it: the text of a choice, or a number, list or text in its one form."""
+    wanted = str(question.reference)
+    if question.choices and wanted not in question.choices:
+        raise ValueError(f"{question.id}: the reference {question.reference!r} is not one of its choices")
+    wanted = wanted if question.choices else _normalised(wanted, question)
+    if not wanted:
+        raise ValueError(f"{question.id}: {question.reference!r} is no {question.extra['answer_type']}")
+    return wanted
+
+
+def _chosen(question: Question, letter: str) -> str:
+    return question.choices[letters_of(question.choices).index(letter)]
 
 
 def _normalised(text: str, question: Question) -> str:
