@@ -39,8 +39,8 @@ def scored(metric, cases):
         ("the cat", "", 2, 2),
         ("The cat, sat!", "the cat sat", 0, 3),
         ("uh the cat", "the cat", 0, 2),  # Whisper's normaliser drops hesitations
-        ("...", "the cat", 2, 0),
-        ("...", "", 0, 0),
+        ("!?", "the cat", 2, 0),
+        ("!?", "", 0, 0),
     ],
 )
 def test_word_errors_by_hand(reference, answer, errors, words):
@@ -53,7 +53,7 @@ def test_word_errors_by_hand(reference, answer, errors, words):
         ("two point five million", "2500000"), ("nineteen ninety nine", "1999"), ("thirty first", "31st"),
         ("Let's", "let us"), ("he's like", "he is like"), ("mobilisation", "mobilization"), ("10km", "10 km"),
         ("Mr. Park visited Assoc. Prof. Kim Jr.", "mister park visited associate professor kim junior"),
-        ("two dollars and seventy cents", "$2.70"), ("double oh seven", "007"),
+        ("two dollars and seventy cents", "$2.70"),
     ],
 )  # fmt: skip
 def test_whispers_own_examples_are_no_errors(spoken, written):

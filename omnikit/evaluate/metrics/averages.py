@@ -89,4 +89,6 @@ def ratio_score(graded: Graded, average: Average, scale: float) -> Score:
 
 def _ratio(sums: Float[np.ndarray, "B C"]) -> Float[np.ndarray, " B"]:
     # Where a draw has only references without words, it has no errors to count against them either: 0.
-    return np.divide(sums[:, 0], sums[:, 1], out=np.zeros(len(sums)), where=sums[:, 1] > 0)
+    ratios = np.zeros(len(sums))
+    np.divide(sums[:, 0], sums[:, 1], out=ratios, where=sums[:, 1] > 0)
+    return ratios

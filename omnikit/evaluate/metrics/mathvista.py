@@ -80,7 +80,7 @@ class MathVista(Metric):
 
 
 def _wanted(question: Question) -> str:
-    """The reference as answers are compared with it: the text of a choice, or a number, list or text in its one form."""
+    """What an answer must come to: the text of a choice, or a number, list or text in its one form."""
     wanted = str(question.reference)
     if question.choices and wanted not in question.choices:
         raise ValueError(f"{question.id}: the reference {question.reference!r} is not one of its choices")
