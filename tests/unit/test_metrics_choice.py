@@ -37,6 +37,7 @@ def graded(metric, cases, judge=None):
         # one letter as a word
         ("B. a rabbit", "B"), ("B: the animal in the middle of this picture has long ears", "B"),
         ("(C) because it has whiskers and a long tail, as one can see", "C"), ("D\nIt barks at all who come by.", "D"),
+        ("A\nIt was sewn by somebody out of plush and straw", "A"), ("I say A because of it", "A"),
         ("It must be C", "C"), ("I choose the option B here", "B"), ("我选B。", "B"), ("答案：C", "C"),
         # several letters, but one is stated
         ("The answer is B, not A.", "B"), ("A and C are wrong. The correct answer is **D**.", "D"),

@@ -18,7 +18,7 @@ _STATED = re.compile(
     r"[\s(\[*\"']*([A-Z])(?![A-Za-z0-9'\u2019])",
     re.IGNORECASE,
 )
-_ARTICLE = re.compile(r"(?<![A-Za-z0-9'\u2019\-])A\s+(?!(?i:is|and|or|because)\b)[A-Za-z]{2}")
+_ARTICLE = re.compile(r"(?<![A-Za-z0-9'\u2019\-])A +(?!(?i:and|because|is|it|or|the|this)\b)[A-Za-z]{2}")
 _LAST = 4
 """A lone letter must stand among so many last words: elsewhere in a long answer it is an article, or a name."""
 
