@@ -55,17 +55,16 @@ def check_data(
     """Index every stage's data, lay out all held-out samples, and read the media that come first.
 
     What is wrong is said in one ValueError, a line for each fault. Single bad samples of a stage are none: they are
-    listed when the stage begins. What shape a source's records have goes to `note`. `begun` are, by stage, the digests
-    of the indexes of stages that go on.
+    listed when the stage begins. Where nothing is wrong, what shape each source's records have goes to `note`. `begun`
+    are, by stage, the digests of the indexes of stages that go on.
     """
-    noted = set()
+    shapes: dict[str, str] = {}
 
     def stage_faults(name: str) -> list[str]:
         data = StageData(recipe, name, layouter, progress, begun.get(name, {}))
         for key, records in data.sources.items():
-            if key not in noted and isinstance(records, Records):
-                noted.add(key)
-                note(f"data.{key}: {records.described()}")
+            if key not in shapes and isinstance(records, Records):
+                shapes[key] = records.described()
         return data.unreadable()
 
     def faults() -> Iterable[Callable[[], Iterable[str]]]:
@@ -85,6 +84,8 @@ def check_data(
         lines[FAULTS - 1 :] = [f"and {len(lines) - FAULTS + 1} more faults in the data"]
     if lines:
         raise ValueError("\n".join(lines))
+    for key, shape in shapes.items():
+        note(f"data.{key}: {shape}")
 
 
 def _heldout_faults(data: SourceConfig, layouter: Layouter) -> list[str]:

@@ -35,7 +35,7 @@ class Observed:
             raise Killed
 
     def note(self, text):
-        raise AssertionError(text)
+        assert text.startswith("data."), text
 
     def stage(self, name, done, steps):
         pass

@@ -29,6 +29,9 @@ class Observed:
     def indexing(self, source, done, records):
         pass
 
+    def note(self, text):
+        pass
+
     def stage(self, name, done, steps):
         self.stages.append((name, done, steps))
 

@@ -30,7 +30,7 @@ RULES = {"modalities": 1e-2, "rest": "frozen"}
 
 
 class Display:
-    """Keeps what it is told."""
+    """Keeps what it is told, but of the shapes of data."""
 
     def __init__(self):
         self.told, self.made, self.records = [], 0, []
@@ -42,7 +42,7 @@ class Display:
         self.made += what.startswith("features")
 
     def note(self, text):
-        self.told.append(text)
+        self.told += [] if text.startswith("data.") else [text]
 
     def stage(self, name, done, steps):
         pass
