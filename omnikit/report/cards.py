@@ -8,6 +8,7 @@ import base64
 import mimetypes
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,11 @@ class Card(NamedTuple):
     answer: Mapping[str, Any]
 
 
+def style() -> str:
+    """What pages that show cards need beside their own style."""
+    return files(__package__).joinpath("cards.css").read_text(encoding="utf-8")
+
+
 def samples(cards: Sequence[Card]) -> str:
     """The section of the page that holds the cards."""
     inner = "".join(map(_card, cards))
@@ -50,17 +56,17 @@ def _card(card: Card) -> str:
         blind = f"<dt>Blind</dt><dd>{_said(answer['blind'])} {mark(answer['blind_right'], '', '')}</dd>"
     return f"""<article class="card {"right" if answer["right"] else "wrong"}" title="{escape(sample.id)}">
 <header><b>{escape(card.heldout)}</b>{kind} {mark(answer["right"], "right", "wrong")}</header>
-<div class="asked">{_asked(sample)}</div>
+<div class="asked">{asked(sample)}</div>
 <dl><dt>Expected</dt><dd>{_said(answer["expected"])}</dd>
 <dt>Answered</dt><dd class="given">{_said(answer["given"])}</dd>{blind}</dl></article>"""
 
 
-def _asked(sample: Sample) -> str:
+def asked(sample: Sample) -> str:
     """Everything before the answer, in order."""
     parts = []
-    asked = sample.turns[: last_answer(sample)]
-    for turn in asked:
-        if len(asked) > 1:
+    turns = sample.turns[: last_answer(sample)]
+    for turn in turns:
+        if len(turns) > 1:
             parts.append(f'<p class="role">{escape(turn.role)}</p>')
         written = any(name == "text" and str(value).strip() for name, value in turn.content)
         for name, value in turn.content:

@@ -9,7 +9,7 @@ from typing import Any
 
 from omnikit.heldout import Table
 from omnikit.pages import fill
-from omnikit.report.cards import Card, mark, samples
+from omnikit.report.cards import Card, mark, samples, style
 from omnikit.report.charts import Curve, chart, in_order, legend
 
 
@@ -18,6 +18,7 @@ def page_of(result: Mapping[str, Any], lines: Mapping[str, Mapping[str, Curve]],
     return fill(
         __package__,
         title=escape(result["recipe"]),
+        more_style=style(),
         summary=_in_short(result),
         heldout=_heldout(result["heldout"]) if result["heldout"] else "",
         training=_training(result["stages"], lines),
