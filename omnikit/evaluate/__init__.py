@@ -1,0 +1,8 @@
+"""Benchmarks: what they ask, how answers are scored, and a run put through them.
+
+What the author of a benchmark imports. `docs/evaluation.md` tells how one is added, by a YAML file or by a plugin.
+"""
+
+from omnikit.evaluate.benchmark import BenchmarkConfig, Defined, Grade, Metric, Question, Score, defined
+
+__all__ = ["BenchmarkConfig", "Defined", "Grade", "Metric", "Question", "Score", "defined"]
