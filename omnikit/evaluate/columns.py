@@ -162,6 +162,12 @@ def _replace(row: Row, argument: Row, where: str) -> str:
     return as_text(value_of(row, argument["of"], where)).replace(argument["old"], argument["new"])
 
 
+def _field(row: Row, argument: Row, where: str) -> Any:  # noqa: ANN401
+    """What a column that holds a mapping has under a name."""
+    value = value_of(row, argument["of"], where)
+    return value.get(argument["name"]) if isinstance(value, Mapping) else None
+
+
 def _strip(row: Row, argument: str, where: str) -> str:
     return as_text(value_of(row, argument, where)).strip()
 
@@ -180,6 +186,7 @@ OPERATIONS: Mapping[str, Callable[[Row, Any, str], Any]] = {
     "case": _case,
     "replace": _replace,
     "strip": _strip,
+    "field": _field,
 }
 
 _FIELDS = {
@@ -188,6 +195,7 @@ _FIELDS = {
     "split": {"of", "by", "at"},
     "remainder": {"of", "by"},
     "replace": {"of", "old", "new"},
+    "field": {"of", "name"},
 }
 _MAY = {"map": {"else"}}
 
