@@ -10,6 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from omnikit.cli.chatting import chat
+from omnikit.cli.evaluating import evaluate
 from omnikit.cli.linting import lint
 from omnikit.cli.plugins import plugins
 from omnikit.cli.preview import preview
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for command in (train, check, show, chat, verify, env):
     app.command()(command)
+app.command("eval")(evaluate)
 data.command()(preview)
 app.add_typer(plugins, name="plugins")
 data.command()(lint)

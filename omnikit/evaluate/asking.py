@@ -102,7 +102,7 @@ class Questions(Sequence[Question]):
             name,
             Sample(name, (Turn("user", content), Turn("assistant", ()))),
             value_of(row, about.reference, where),
-            tuple(self._choices(row, where)) or tuple(LETTERS[: about.letters]),
+            tuple(self._choices(row, where)) or ("",) * about.letters,
             filled(about.category, row, where),
             filled(about.group, row, where),
             {key: value_of(row, column, where) for key, column in about.extra.items()},

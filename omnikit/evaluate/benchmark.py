@@ -29,7 +29,8 @@ class Question(NamedTuple):
     reference: Any
     """JSON-able: a text, a list of accepted texts, a letter, a mapping."""
     choices: tuple[str, ...] = ()
-    """What may be chosen among, in the order A, B, C...; () for open questions."""
+    """What may be chosen among, in the order A, B, C...; () for open questions. A choice whose text stands within the
+    question alone is ""."""
     category: str = ""
     group: str = ""
     """Questions that are scored together (circular rotations, MME pairs); "" means that it stands alone."""

@@ -6,6 +6,7 @@ to the byte. A question that cannot be asked (its medium is missing or broken, i
 is listed, and the score says how many there are.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -91,6 +92,8 @@ def evaluate(
         if not graded:
             raise ValueError(f"{benchmark.type}: no answer could be graded: {failed[0]['why']}")
         told = _told(benchmark, metric, key, graded, answers, failed, len(questions))
+        if metric.judged and judge is not None:
+            told["notes"].append(f"graded by {judge.model}")
         store.write((_as_line(question, grade) for question, grade in graded), told)
     return {**told, "folder": str(store.folder)}
 
@@ -147,10 +150,14 @@ def _said(run: Answers, benchmark: BenchmarkConfig, metric: Metric, questions: l
     letters = benchmark.weighs == "letter"
     choices = [tuple(LETTERS[: len(one.choices)]) if letters else one.choices for one in questions]
     weights = run.likelihoods(samples, choices)
-    return [
-        Answer(question.id, LETTERS[weighed.index(max(weighed))], tuple(round(one, 6) for one in weighed))
-        for question, weighed in zip(questions, weights, strict=True)
-    ]
+    return [_heaviest(question, weighed) for question, weighed in zip(questions, weights, strict=True)]
+
+
+def _heaviest(question: Question, weights: Sequence[float]) -> Answer:
+    """The letter of the most likely choice, the first of several; none where the likelihoods are no numbers."""
+    if not all(map(math.isfinite, weights)):
+        return Answer(question.id)
+    return Answer(question.id, LETTERS[weights.index(max(weights))], tuple(round(one, 6) for one in weights))
 
 
 # -------------------------------------------------------------------------------------------------------------- grading
@@ -198,8 +205,6 @@ def _told(
     for kind in ("not asked", "not graded"):
         if number := sum(one["kind"] == kind for one in failed):
             notes.append(f"{number:,} {kind}, which do not count")
-    if metric.judged:
-        notes.append("graded by a judge")
     return {
         "title": benchmark.title,
         "value": score.value,
