@@ -146,7 +146,9 @@ def test_scores_are_those_worked_out_by_hand(name, registry, tmp_path):
     assert found["low"] <= found["value"] <= found["high"] and found["left_out"] == []
     assert next(run.answers, "none") == "none" and next(judge.replies, "none") == "none", "all were asked for"
     assert benchmark.metric.judged == bool(case.replies)
-    assert [note for note in found["notes"] if "judge" in note or "told" in note] == ["graded by told"] * bool(case.replies)
+    assert [note for note in found["notes"] if "judge" in note or "told" in note] == ["graded by told"] * bool(
+        case.replies
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -205,4 +207,10 @@ def test_pictures_stand_where_the_question_means_them(registry):
 def test_an_open_answer_is_right_by_words_or_number(registry):
     benchmark = registry.get("benchmark", "mmmu")()
     question = benchmark.questions(benchmark.specimen())[2]
-    assert [benchmark.metric.grade(question, text, None).right for text in ("1", " 1.0 ", "1.", "11", "")] == [1, 1, 1, 0, 0]
+    assert [benchmark.metric.grade(question, text, None).right for text in ("1", " 1.0 ", "1.", "11", "")] == [
+        1,
+        1,
+        1,
+        0,
+        0,
+    ]
