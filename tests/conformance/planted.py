@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from omnikit_good_backbone import GoodBackboneConfig
+from omnikit_good_benchmark import GoodBenchmarkConfig
 from omnikit_good_encoder import GoodEncoderConfig
 from omnikit_good_projector import GoodProjectorConfig
 from omnikit_good_reader import GoodReaderConfig
-from omnikit_good_benchmark import GoodBenchmarkConfig
 from omnikit_good_source import GoodSourceConfig
 from pydantic import field_serializer
 

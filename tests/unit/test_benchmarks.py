@@ -1,4 +1,4 @@
-"""Every benchmark, end to end over its rows: a right, a wrong and a malformed answer, and the score worked out by hand."""
+"""Every benchmark, end to end over its rows: a right, a wrong and a malformed answer, the score worked out by hand."""
 
 import math
 import sys
