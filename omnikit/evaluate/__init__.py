@@ -3,6 +3,8 @@
 What the author of a benchmark imports. `docs/evaluation.md` tells how one is added, by a YAML file or by a plugin.
 """
 
-from omnikit.evaluate.benchmark import BenchmarkConfig, Defined, Grade, Metric, Question, Score, defined
+from omnikit.component import BenchmarkConfig
+from omnikit.evaluate.benchmark import Grade, Metric, Question, Score
+from omnikit.evaluate.yaml_benchmark import Defined, defined
 
 __all__ = ["BenchmarkConfig", "Defined", "Grade", "Metric", "Question", "Score", "defined"]

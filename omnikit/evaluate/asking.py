@@ -60,7 +60,7 @@ class Questions(Sequence[Question]):
     # ------------------------------------------------------------------------------------------------------------- rows
 
     @cached_property
-    def _joined(self) -> list[tuple[str, Mapping[str, Row]]]:
+    def _joined(self) -> Sequence[tuple[str, Mapping[str, Row]]]:
         """(template of the key, rows by key) of each table that is joined."""
         found = []
         for join in self.about.data.join:
