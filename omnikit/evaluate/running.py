@@ -7,7 +7,7 @@ is listed, and the score says how many there are.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -46,7 +46,7 @@ class Asked(NamedTuple):
     folder: Path | None
     """Where its data is; None means where the benchmark finds it."""
     limit: int | None = None
-    """Only the first so many questions."""
+    """Only the first so many questions; of those that are scored together, groups."""
 
 
 def evaluate(
@@ -66,7 +66,8 @@ def evaluate(
     if metric.judged and judge is None:
         raise ValueError(f"{benchmark.type}: its answers are graded by a judge; give --judge URL and --judge-model")
     questions = benchmark.questions(asked.folder)
-    total = len(questions) if asked.limit is None else min(asked.limit, len(questions))
+    indices = _meant(questions, asked.limit)
+    total = len(indices)
     key = Key(
         benchmark.type,
         run_hash,
@@ -80,7 +81,7 @@ def evaluate(
         answers = store.kept(total, CHUNK)
         progress(len(answers), total)
         for begin in range(len(answers), total, CHUNK):
-            chunk = _answered(run, benchmark, metric, questions, range(begin, min(begin + CHUNK, total)))
+            chunk = _answered(run, benchmark, metric, questions, indices[begin : begin + CHUNK])
             if begin == 0 and all(answer.bad for answer in chunk):
                 raise ValueError(
                     f"{benchmark.type}: none of its first {len(chunk)} questions can be asked: {chunk[0].bad}"
@@ -88,7 +89,7 @@ def evaluate(
             store.append(chunk)
             answers += chunk
             progress(len(answers), total)
-        graded, failed = _graded(metric, questions, answers, judge)
+        graded, failed = _graded(metric, questions, zip(indices, answers, strict=True), judge)
         if not graded:
             raise ValueError(f"{benchmark.type}: no answer could be graded: {failed[0]['why']}")
         told = _told(benchmark, metric, key, graded, answers, failed, len(questions))
@@ -101,8 +102,35 @@ def evaluate(
 # --------------------------------------------------------------------------------------------------------------- asking
 
 
+def _meant(questions: Sequence[Question], limit: int | None) -> Sequence[int]:
+    """The questions of the first `limit` groups, whole ones: half of a group would be scored too well."""
+    everything = range(len(questions))
+    if limit is None:
+        return everything
+    groups = _groups(questions)
+    if groups is None:
+        return everything[:limit]
+    first = set([*dict.fromkeys(groups)][:limit])
+    return [index for index, group in zip(everything, groups, strict=True) if group in first]
+
+
+def _groups(questions: Sequence[Question]) -> list[str] | None:
+    """The group of each question, one that cannot be asked being its own; None where there are no groups."""
+    found = []
+    for index in range(len(questions)):
+        try:
+            question = questions[index]
+        except ValueError:
+            found.append(f"question {index + 1}")
+            continue
+        if not question.group:
+            return None
+        found.append(question.group)
+    return found
+
+
 def _answered(
-    run: Answers, benchmark: BenchmarkConfig, metric: Metric, questions: Sequence[Question], indices: range
+    run: Answers, benchmark: BenchmarkConfig, metric: Metric, questions: Sequence[Question], indices: Sequence[int]
 ) -> list[Answer]:
     """The answers to these questions, in order."""
     found: dict[int, Answer] = {}
@@ -164,11 +192,11 @@ def _heaviest(question: Question, weights: Sequence[float]) -> Answer:
 
 
 def _graded(
-    metric: Metric, questions: Sequence[Question], answers: Sequence[Answer], judge: Judge | None
+    metric: Metric, questions: Sequence[Question], answers: Iterable[tuple[int, Answer]], judge: Judge | None
 ) -> tuple[list[tuple[Question, Grade]], list[dict[str, str]]]:
     """(graded questions, those that have no grade and why)."""
     graded, failed = [], []
-    for index, answer in enumerate(answers):
+    for index, answer in answers:
         if answer.bad:
             failed.append({"id": answer.id, "why": answer.bad, "kind": "not asked"})
             continue
@@ -201,7 +229,7 @@ def _told(
     score = metric.score(graded)
     notes = []
     if len(answers) < whole:
-        notes.append(f"of the first {len(answers):,} of {whole:,} questions")
+        notes.append(f"limited to {len(answers):,} of {whole:,} questions")
     for kind in ("not asked", "not graded"):
         if number := sum(one["kind"] == kind for one in failed):
             notes.append(f"{number:,} {kind}, which do not count")

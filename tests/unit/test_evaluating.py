@@ -139,9 +139,16 @@ def test_damaged_answers_are_named(numbers, tmp_path):
 def test_a_limit_is_said(numbers, tmp_path):
     benchmark, folder = numbers()
     found = evaluate(Run(), Asked(benchmark, folder, 3), "w", tmp_path / "out")
-    assert (found["questions"], found["of"], found["notes"]) == (3, 5, ["of the first 3 of 5 questions"])
+    assert (found["questions"], found["of"], found["notes"]) == (3, 5, ["limited to 3 of 5 questions"])
     more = evaluate(Run(), Asked(benchmark, folder, 50), "w", tmp_path / "out")
     assert (more["questions"], more["notes"]) == (5, [])
+
+
+def test_a_limit_counts_groups_and_takes_them_whole(registry, tmp_path):
+    benchmark = registry.get("benchmark", "mmbench_en")()
+    run = Run()
+    found = evaluate(run, Asked(benchmark, benchmark.specimen(), 2), "w", tmp_path)
+    assert run.asked == ["0", "1000000", "1", "1000001"] and found["notes"] == ["limited to 4 of 6 questions"]
 
 
 def test_a_question_that_cannot_be_asked_does_not_spoil_the_others(numbers, tmp_path):
@@ -376,13 +383,13 @@ def test_eval_scores_a_run_and_goes_on(omnikit, trained, numbers, monkeypatch):
     code, out, err = omnikit(*arguments, "--json")
     assert code == 0, err
     (score,) = json.loads(out)["scores"]
-    assert (score["benchmark"], score["questions"], score["notes"]) == ("numbers", 4, ["of the first 4 of 5 questions"])
+    assert (score["benchmark"], score["questions"], score["notes"]) == ("numbers", 4, ["limited to 4 of 5 questions"])
     assert score["folder"].startswith(str(trained / "eval" / "numbers-"))
     before = files_of(score["folder"])
     monkeypatch.setattr("omnikit.generate.Run.answer", None)  # nobody is asked again
     code, out, _ = omnikit(*arguments)
     assert code == 0 and files_of(score["folder"]) == before
-    assert out.startswith("Larger number  ") and "4 questions; of the first 4 of 5 questions" in out
+    assert out.startswith("Larger number  ") and "4 questions; limited to 4 of 5 questions" in out
 
 
 @pytest.mark.parametrize(
@@ -443,3 +450,11 @@ def test_the_list_says_what_to_fetch(omnikit, registry):
         "activitynet_qa", "airbench_chat", "mathvista", "mmvet", "msvd_qa"
     }  # fmt: skip
     assert "cais/mmlu" in omnikit("eval", "--list")[1]
+
+
+def test_a_run_that_lacks_the_modality_is_told_so(omnikit, registry, trained):
+    folder = registry.get("benchmark", "fleurs_en").specimen()
+    code, _, err = omnikit("eval", trained, "--bench", "fleurs_en", "--data", f"fleurs_en={folder}")
+    assert code == 2 and err[-1].startswith(
+        "fleurs_en: none of its first 2 questions can be asked: sample 0.wav:1: the recipe has no modality 'audio'"
+    )
