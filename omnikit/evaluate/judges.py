@@ -67,7 +67,12 @@ class Judge:
     def __init__(
         self, url: str, model: str, key_from_env: str | None = None, record: Path | None = None, replay: bool = False
     ) -> None:
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        parts = urlsplit(url)
+        if parts.username is not None or parts.password is not None:
+            raise ValueError(
+                "judge: the address holds a name or password; name the variable that holds the key instead"
+            )
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"judge: {url!r} is no address; give one such as http://localhost:8000/v1")
         if replay and (record is None or not record.is_file()):
             where = "no file is named" if record is None else f"{record} is no file"
@@ -100,7 +105,7 @@ class Judge:
     def _asked(self, request: Mapping[str, Any]) -> str:
         """The reply, after as many tries as it takes, `TRIES` at most."""
         if self._failed_in_a_row >= IN_A_ROW:
-            raise JudgeFailed(f"judge {self.model} at {self.url}: not asked, as it left {IN_A_ROW} questions in a row")
+            raise JudgeFailed(f"judge {self.model} at {self.url}: not asked, as it left {IN_A_ROW} in a row alone")
         reason = ""
         for attempt in range(TRIES):
             try:
@@ -213,29 +218,39 @@ def _retry_after(value: str | None) -> float:
 def _recorded(path: Path, mend: bool) -> dict[str, str]:
     """The replies of a recording by hash. A last line that a killed process left unfinished is dropped, and with `mend`
     cut off; any other that is no recorded reply is a ValueError that names it."""
-    lines = path.read_bytes().split(b"\n")
-    torn = lines.pop()  # what follows the last end of a line: nothing, if that was written whole
-    replies = {}
+    *lines, last = path.read_bytes().split(b"\n")
+    replies = dict[str, str]()
     for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line)
-            name, reply = entry["hash"], entry["reply"]
-        except (ValueError, LookupError, TypeError):
-            name = reply = None
-        if not isinstance(name, str) or not isinstance(reply, str):
+        found = _entry(line)
+        if found is None:
             raise ValueError(
                 f"{path}:{number}: is no recorded reply; give a judge's recording, or a file that is not yet"
             )
-        replies.setdefault(name, reply)
-    if torn and mend:
-        os.truncate(path, path.stat().st_size - len(torn))
+        replies.setdefault(*found)
+    if last and (found := _entry(last)):  # all but the end of the line was written
+        replies.setdefault(*found)
+        if mend:
+            with path.open("ab") as file:
+                file.write(b"\n")
+    elif last and mend:
+        os.truncate(path, path.stat().st_size - len(last))
     return replies
+
+
+def _entry(line: bytes) -> tuple[str, str] | None:
+    """(hash, reply) of a line, or None where it is none."""
+    try:
+        entry = json.loads(line)
+        name, reply = entry["hash"], entry["reply"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return (name, reply) if isinstance(name, str) and isinstance(reply, str) else None
 
 
 def _append(path: Path, entry: Mapping[str, Any]) -> None:
     """A line at the end of the recording, on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        file.write(json.dumps(entry, ensure_ascii=False).encode(errors="surrogatepass") + b"\n")
+        file.write(json.dumps(entry).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())

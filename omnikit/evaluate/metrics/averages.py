@@ -63,8 +63,8 @@ def mean_score(values: Iterable[tuple[str, float]], average: Average, scale: flo
         low, high = wilson(mean, len(every))
     else:
         mean = float(np.mean([*means.values()]))
-        columns = (np.array([[value, 1.0] for value in found]) for found in categories.values())
-        low, high = spread(np.mean([_ratio(resampled(groups)) for groups in columns], axis=0))
+        draws = [resampled(np.array(found)[:, None])[:, 0] / len(found) for found in categories.values()]
+        low, high = spread(np.mean(draws, axis=0))
     parts = {category: scale * mean for category, mean in means.items() if category}
     return Score(scale * mean, scale * low, scale * high, questions, parts)
 
@@ -89,4 +89,6 @@ def ratio_score(graded: Graded, average: Average, scale: float) -> Score:
 
 def _ratio(sums: Float[np.ndarray, "B C"]) -> Float[np.ndarray, " B"]:
     # Where a draw has only references without words, it has no errors to count against them either: 0.
-    return np.divide(sums[:, 0], sums[:, 1], out=np.zeros(len(sums)), where=sums[:, 1] > 0)
+    ratios = np.zeros(len(sums))
+    np.divide(sums[:, 0], sums[:, 1], out=ratios, where=sums[:, 1] > 0)
+    return ratios

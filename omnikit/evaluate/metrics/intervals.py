@@ -18,9 +18,8 @@ QUANTILE = 1.959963984540054
 def wilson(mean: float, number: int) -> tuple[float, float]:
     """(low, high) of a mean of `number` values between 0 and 1, by Wilson (1927).
 
-    Exact in spirit for right and wrong; for scores in between it is at most too wide, as no values between 0 and 1
-    vary more than zeros and ones of the same mean do. Unlike the normal interval it says something of one answer, and
-    of answers that are all right.
+    Made for right and wrong; for values in between it is at most too wide, as none of their mean vary more than zeros
+    and ones do. Unlike the normal interval it says something of one answer, and of answers that are all right.
     """
     mean = min(max(mean, 0.0), 1.0)  # a sum of many floats may pass 1 by a hair
     square = QUANTILE**2 / number

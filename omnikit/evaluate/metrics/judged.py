@@ -39,7 +39,7 @@ class YesNoScore(Metric):
     def grade(self, question: Question, answer: str, judge: "Judge | None") -> Grade:
         """Counts are yes (1 or 0) and the score."""
         content = filled(self.prompt, _places(question, answer))
-        (right, score), reply = asked(question, content, _yes_and_score, judge)
+        (right, score), reply = asked(content, _yes_and_score, judge)
         return Grade(answer.strip(), float(right), (float(right), float(score)), reply)
 
     def score(self, graded: Graded) -> Score:
@@ -69,7 +69,7 @@ class MmVet(Metric):
         places = _places(question, answer)
         spaced = re.sub(r"\s*(<AND>|<OR>)\s*", r" \1 ", places["reference"])
         content = filled(self.prompt, {**places, "reference": spaced})
-        right, reply = asked(question, content, _fraction, judge)
+        right, reply = asked(content, _fraction, judge)
         return Grade(answer.strip(), right, (right, 1.0), reply)
 
     def score(self, graded: Graded) -> Score:
@@ -88,8 +88,8 @@ class AirBench(Metric):
 
     It is asked twice, with the two in either order, as the official README demands (github.com/OFA-Sys/AIR-Bench); the
     mean of the answer's two ratings counts. `extra["audio"]` describes the recording in words, for the judge cannot
-    hear it. The score is the mean over categories (speech, sound, music, mixed), as the official table's; the reference's
-    own mean is the part `reference`.
+    hear it. The score is the mean over categories (speech, sound, music, mixed), as the official table's. The part
+    `reference` is the mean of what the reference itself got.
     """
 
     better = "higher"
@@ -108,7 +108,7 @@ class AirBench(Metric):
         replies = []
         for first, second in orders:
             content = filled(self.prompt, {**places, "first": places[first], "second": places[second]})
-            replies.append(asked(question, content, _two_ratings, judge))
+            replies.append(asked(content, _two_ratings, judge))
         ((before, after), said), ((swapped, behind), again) = replies
         rating, reference = (after + swapped) / 2, (before + behind) / 2
         return Grade(answer.strip(), rating / 10, (rating, reference), f"{said} / {again}")
@@ -121,17 +121,17 @@ class AirBench(Metric):
         return found._replace(parts={**found.parts, "reference": reference})
 
 
-def asked(question: Question, content: str, read: Callable[[str], T | None], judge: "Judge | None") -> tuple[T, str]:
+def asked(content: str, read: Callable[[str], T | None], judge: "Judge | None") -> tuple[T, str]:
     """(What the judge says as `read` reads it, its words). `JudgeFailed` where it says nothing that can be read."""
     if judge is None:
-        raise JudgeFailed(f"{question.id}: needs a judge to be graded, and none was given")
+        raise JudgeFailed("needs a judge to be graded, and none was given")
     reply = ""
     for attempt in range(ASKED):
         reply = judge.ask([{"role": "user", "content": content}], temperature=0.5 * attempt)
         found = read(reply)
         if found is not None:
             return found, reply
-    raise JudgeFailed(f"{question.id}: asked {ASKED} times the judge gave no grade; its last words: {reply[:80]!r}")
+    raise JudgeFailed(f"asked {ASKED} times the judge gave no grade; its last words: {reply[:80]!r}")
 
 
 def asked_of(question: Question) -> str:

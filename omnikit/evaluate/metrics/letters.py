@@ -11,14 +11,14 @@ import unicodedata
 from collections.abc import Sequence
 from string import ascii_uppercase
 
-_NO_PARTS = r"(?<![A-Za-z0-9'’\-]){}(?![A-Za-z0-9'’\-])"
+_NO_PARTS = r"(?<![A-Za-z0-9'\u2019\-]){}(?![A-Za-z0-9'\u2019\-])"
 _MARKS = str.maketrans(dict.fromkeys('.()[],:;!*#{}"`', " "))
 _STATED = re.compile(
     r"(?:(?:answer|option|choice)(?:\s+is|\s+should\s+be|\s*:)|答案(?:是|为|选|应为|应选)?\s*:?|(?:应该?|故|所以)选)"
-    r"[\s(\[*\"']*([A-Z])(?![A-Za-z0-9'’])",
+    r"[\s(\[*\"']*([A-Z])(?![A-Za-z0-9'\u2019])",
     re.IGNORECASE,
 )
-_ARTICLE = re.compile(r"(?<![A-Za-z0-9'’\-])A\s+(?!(?:is|and|or|because)\b)[a-z]")
+_ARTICLE = re.compile(r"(?<![A-Za-z0-9'\u2019\-])A +(?!(?i:and|because|is|it|or|the|this)\b)[A-Za-z]{2}")
 _LAST = 4
 """A lone letter must stand among so many last words: elsewhere in a long answer it is an article, or a name."""
 
@@ -37,7 +37,8 @@ def letter_in(answer: str, choices: Sequence[str]) -> str:
     2. Just one letter stands in it as a word (an article "A" is none), and either opens the answer as an option does
        ("B.", "(B)", "B: ...") or is among its last four words.
     3. It states an answer ("the answer is B", "答案是B"); of several such statements the last one counts.
-    4. The text of just one choice occurs in it, and it is at most twice as long as all choices together.
+    4. The text of just one choice occurs in it, and it is at most twice as long as all choices together. A text begins
+       where a word does; a number must be the whole number ("3" is not in "13", nor in "3.5").
 
     Full-width letters and punctuation count as their narrow forms.
     """
@@ -77,7 +78,12 @@ def yes_or_no(answer: str) -> str:
 
 def _found(choice: str, lowered: str) -> bool:
     text = unicodedata.normalize("NFKC", choice).strip().casefold()
-    return bool(text) and text in lowered
+    if not text:
+        return False
+    after = r"(?![a-z0-9])" if len(text) == 1 else ""
+    if text[-1].isdecimal():
+        after = r"(?!\.?\d)"
+    return re.search(rf"(?<![a-z0-9])(?<!\d\.){re.escape(text)}{after}", lowered) is not None
 
 
 def _plain(text: str) -> str:

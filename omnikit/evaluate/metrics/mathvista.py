@@ -42,29 +42,20 @@ class MathVista(Metric):
         kind = question.extra.get("answer_type")
         if kind not in TYPES:
             raise ValueError(f"{question.id}: answer_type {kind!r} is none of {', '.join(TYPES)}")
-        wanted = self._wanted(question)
+        if kind == "float" and not isinstance(question.extra.get("precision"), int | float):
+            raise ValueError(f"{question.id}: extra has no precision, the decimals by which floats are compared")
+        wanted = _wanted(question)
         taken, note = self._by_rule(question, answer), ""
         if not taken and answer.strip():
             content = filled(self.prompt, {"question": asked_of(question), "answer": answer.strip()})
-            taken, note = asked(question, content, lambda reply: self._read(question, reply), judge)
-        right = float(taken == wanted)
+            taken, note = asked(content, lambda reply: self._read(question, reply), judge)
+        right = float(bool(taken) and (_chosen(question, taken) if question.choices else taken) == wanted)
         return Grade(taken, right, (right, 1.0), note)
 
     def score(self, graded: Graded) -> Score:
         """The percentage of right answers, and each category's (MathVista: its task)."""
         values = ((question.category, grade.right) for question, grade in present(graded))
         return mean_score(values, "questions", 100, len(graded))
-
-    @staticmethod
-    def _wanted(question: Question) -> str:
-        if question.choices:
-            if question.choices.count(question.reference) != 1:
-                raise ValueError(f"{question.id}: the reference {question.reference!r} is not one of its choices")
-            return letters_of(question.choices)[question.choices.index(question.reference)]
-        wanted = _normalised(str(question.reference), question)
-        if not wanted:
-            raise ValueError(f"{question.id}: {question.reference!r} is no {question.extra['answer_type']}")
-        return wanted
 
     @staticmethod
     def _by_rule(question: Question, answer: str) -> str:
@@ -88,6 +79,21 @@ class MathVista(Metric):
         return letters_of(question.choices)[edits.index(min(edits))]
 
 
+def _wanted(question: Question) -> str:
+    """What an answer must come to: the text of a choice, or a number, list or text in its one form."""
+    wanted = str(question.reference)
+    if question.choices and wanted not in question.choices:
+        raise ValueError(f"{question.id}: the reference {question.reference!r} is not one of its choices")
+    wanted = wanted if question.choices else _normalised(wanted, question)
+    if not wanted:
+        raise ValueError(f"{question.id}: {question.reference!r} is no {question.extra['answer_type']}")
+    return wanted
+
+
+def _chosen(question: Question, letter: str) -> str:
+    return question.choices[letters_of(question.choices).index(letter)]
+
+
 def _normalised(text: str, question: Question) -> str:
     """The text in the one form in which answers of this type are compared; "" where it is none of it."""
     text = text.strip()
@@ -96,8 +102,8 @@ def _normalised(text: str, question: Question) -> str:
             number = _number(text)
             return "" if number is None else str(int(number))
         case "float":
-            number, precision = _number(text), question.extra.get("precision", 1)
-            return "" if number is None else f"{round(number, int(precision)):.{int(precision)}f}"
+            number, decimals = _number(text), int(question.extra["precision"])
+            return "" if number is None else f"{round(number, decimals):.{decimals}f}"
         case "list":
             numbers = r"\s*-?[\d.]+\s*"
             return re.sub(r"\s+", "", text) if re.fullmatch(rf"\[{numbers}(,{numbers})*\]", text) else ""

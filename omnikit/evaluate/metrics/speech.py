@@ -85,10 +85,14 @@ def whisper_normaliser(language: str) -> Callable[[str], str]:
     """Whisper's normaliser of texts in this language."""
     try:
         # Importing it imports torch, so it waits until a transcript is graded.
-        from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
+        from whisper.normalizers import (  # type: ignore[import-untyped]
+            BasicTextNormalizer,
+            EnglishTextNormalizer,
+        )
     except ImportError:
         raise ValueError('word error rates need Whisper\'s normaliser; run: pip install "omnikit[eval]"') from None
-    return EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
+    normalise: Callable[[str], str] = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
+    return normalise
 
 
 def _grade(reference: list[str], taken: list[str], between: str) -> Grade:
@@ -114,4 +118,4 @@ def _text(question: Question) -> str:
 
 
 def _is_han(character: str) -> bool:
-    return unicodedata.name(character, "").startswith("CJK ")
+    return unicodedata.name(character, "").startswith(("CJK ", "IDEOGRAPHIC "))

@@ -49,7 +49,7 @@ class Bleu(Metric):
 @cache
 def _bleu(tokenize: str) -> Any:  # noqa: ANN401  (sacrebleu's BLEU, imported late)
     try:
-        from sacrebleu.metrics import BLEU
+        from sacrebleu.metrics.bleu import BLEU
     except ImportError:
         raise ValueError('BLEU needs sacrebleu; run: pip install "omnikit[eval]"') from None
     return BLEU(tokenize=tokenize, effective_order=True)  # the order matters to a sentence's own score alone

@@ -129,4 +129,5 @@ def _grade(question: Question, answer: str) -> Grade:
 
 def _ratios(sums: Float[np.ndarray, "B C"]) -> Float[np.ndarray, "C/2 B"]:
     """Percentages, of columns that are (right, all) in turn."""
-    return 100 * sums[:, ::2].T / sums[:, 1::2].T
+    right, every = sums[:, ::2].T, sums[:, 1::2].T
+    return np.asarray(100 * right / every)
