@@ -144,6 +144,12 @@ def _parse(row: Row, argument: str, where: str) -> list[str]:
     return [as_text(one) for one in value]
 
 
+def _accepted(row: Row, argument: str, where: str) -> Any:  # noqa: ANN401
+    """A reference that is one text or, written as a list, several of which each is right."""
+    text = as_text(value_of(row, argument, where))
+    return _parse(row, argument, where) if text.startswith("[") and text.endswith("]") else text
+
+
 def _unlabel(row: Row, argument: str, where: str) -> list[str]:
     """Choices without the labels "A." or "(A)" that the table writes before them."""
     return [_LABEL.sub("", one, count=1) if _LABEL.match(one) else one for one in _texts(row, argument, where)]
@@ -182,6 +188,7 @@ OPERATIONS: Mapping[str, Callable[[Row, Any, str], Any]] = {
     "list": _list,
     "first": _first,
     "parse": _parse,
+    "accepted": _accepted,
     "unlabel": _unlabel,
     "case": _case,
     "replace": _replace,

@@ -286,6 +286,8 @@ def test_braces_are_doubled():
         ("case", [{"when": {"k": "a"}, "text": "first"}, {"text": "{k}!"}], {"k": "b"}, "b!"),
         ("field", {"of": "m", "name": "task"}, {"m": {"task": "x"}}, "x"),
         ("strip", "t", {"t": "  a "}, "a"),
+        ("accepted", "t", {"t": "['24/7', '3.43']"}, ["24/7", "3.43"]),
+        ("accepted", "t", {"t": "A"}, "A"),
     ],
 )
 def test_operations(name, argument, row, expected):
