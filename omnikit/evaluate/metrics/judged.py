@@ -153,8 +153,8 @@ def _places(question: Question, answer: str) -> dict[str, str]:
 
 def _yes_and_score(reply: str) -> tuple[bool, int] | None:
     said = re.findall(r"[\"']pred[\"']\s*:\s*[\"'](yes|no)[\"']", reply, re.IGNORECASE)
-    scores = re.findall(r"[\"']score[\"']\s*:\s*[\"']?(\d+)(?:\.\d*)?(?![\d.])", reply)
-    if len(said) != 1 or len(scores) != 1 or not 0 <= int(scores[0][:3]) <= 5:
+    scores = re.findall(r"[\"']score[\"']\s*:\s*[\"']?([0-5])(?:\.\d*)?(?![\d.])", reply)
+    if len(said) != 1 or len(scores) != 1:
         return None
     return said[0].lower() == "yes", int(scores[0])
 
