@@ -29,11 +29,13 @@ from omnikit.weights import PICKLES, fetched, json_in, tensors_in
 if TYPE_CHECKING:
     import torch
 
+    from omnikit.evaluate.benchmark import Metric, Question
     from omnikit.protocols import BackboneModule, EncoderModule, ProjectorModule
 
 __all__ = [
     "PICKLES",
     "BackboneConfig",
+    "BenchmarkConfig",
     "Chat",
     "Component",
     "EncoderConfig",
@@ -120,7 +122,7 @@ class Sample(NamedTuple):
     kind: str = ""
 
 
-# ------------------------------------------------------------------------------------------------------- the five kinds
+# -------------------------------------------------------------------------------------------------------- the six kinds
 
 
 class Located(Protocol):
@@ -149,7 +151,7 @@ Weights = Annotated[str, BeforeValidator(_resolve_folder)]
 
 
 class Component(BaseModel):
-    """The base of the five kinds. A concrete class sets `type`, the name it has in recipes.
+    """The base of the six kinds. A concrete class sets `type`, the name it has in recipes.
 
     A field `preset` (declare it, with a default of None) names an entry of `presets`, a mapping of mappings that the
     plugin ships as data: the entry's values fill every field that the recipe leaves out. So a dumped Config holds all
@@ -158,7 +160,7 @@ class Component(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
-    kind: ClassVar[Literal["reader", "encoder", "projector", "backbone", "source"]]
+    kind: ClassVar[Literal["reader", "encoder", "projector", "backbone", "source", "benchmark"]]
     type: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
@@ -338,4 +340,55 @@ class SourceConfig(Component):
     @classmethod
     def specimen(cls, folder: Path) -> Self:
         """A small data set, written into `folder`, for the conformance kit."""
+        raise NotImplementedError
+
+
+class BenchmarkConfig(Component):
+    """Questions with their references, and how answers to them are scored.
+
+    `folder` is where its data lies in the published layout; None means that the benchmark finds it itself. Most
+    benchmarks need no class: `omnikit.evaluate.Defined` makes one of a YAML file.
+    """
+
+    kind: ClassVar[Any] = "benchmark"
+
+    @property
+    def title(self) -> str:
+        """What tables call it, such as "MMBench (en)"."""
+        raise NotImplementedError
+
+    @property
+    def metric(self) -> "Metric":
+        """How an answer is graded, and grades become the score."""
+        raise NotImplementedError
+
+    @property
+    def max_tokens(self) -> int:
+        """Where a generated answer is cut."""
+        return 64
+
+    @property
+    def weighs(self) -> Literal["letter", "text"]:
+        """Of what, in a choice by likelihood, the likelihoods are: the choices' letters, or their texts."""
+        return "letter"
+
+    def missing(self, folder: Path | None) -> str | None:
+        """What is not there, where it was looked for and how it is fetched, in a line; None when all is there."""
+        raise NotImplementedError
+
+    def fingerprint(self, folder: Path | None) -> str:
+        """Changes when the data does: answers are kept by it."""
+        raise NotImplementedError
+
+    def definition(self) -> str:
+        """Changes when what is asked or how it is scored does: answers are kept by it too."""
+        raise NotImplementedError
+
+    def questions(self, folder: Path | None) -> "Sequence[Question]":
+        """The questions, by index. One that cannot be asked, as its medium is not there, is a ValueError when taken."""
+        raise NotImplementedError
+
+    @classmethod
+    def specimen(cls) -> Path:
+        """A folder with a few rows in the published layout, for the conformance kit and to try the benchmark on."""
         raise NotImplementedError

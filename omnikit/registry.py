@@ -22,6 +22,7 @@ import pluggy
 import omnikit
 from omnikit.component import (
     BackboneConfig,
+    BenchmarkConfig,
     Component,
     EncoderConfig,
     Input,
@@ -39,6 +40,7 @@ KINDS: dict[str, type[Component]] = {
     "projector": ProjectorConfig,
     "backbone": BackboneConfig,
     "source": SourceConfig,
+    "benchmark": BenchmarkConfig,
 }
 """The kinds of component and the class that each must derive from."""
 
@@ -48,7 +50,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 @hookspec
 def omnikit_components() -> Sequence[type[Component]]:  # type: ignore[empty-body]
-    """The Config classes that a plugin brings: concrete subclasses of the five kinds, each with its own `type`."""
+    """The Config classes that a plugin brings: concrete subclasses of the six kinds, each with its own `type`."""
 
 
 class Plugin(NamedTuple):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from omnikit.builtin.backbone_config import HFCausalLM
+from omnikit.builtin.benchmarks import BENCHMARKS
 from omnikit.builtin.projector_configs import CAbstractorConfig, Concat, MeanPool, Mlp, PoolMlp, StridedConv
 from omnikit.builtin.sources import Folder, HFDataset, Jsonl, Parquet, WebDataset
 from omnikit.component import Component, hookimpl
@@ -10,6 +11,6 @@ from omnikit.component import Component, hookimpl
 
 @hookimpl
 def omnikit_components() -> Sequence[type[Component]]:
-    """The projectors, the backbone and the sources of the core."""
+    """The projectors, the backbone, the sources and the benchmarks of the core."""
     projectors = [Mlp, PoolMlp, MeanPool, Concat, StridedConv, CAbstractorConfig]
-    return [HFCausalLM, Jsonl, Parquet, HFDataset, WebDataset, Folder, *projectors]
+    return [HFCausalLM, Jsonl, Parquet, HFDataset, WebDataset, Folder, *projectors, *BENCHMARKS]

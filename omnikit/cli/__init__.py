@@ -10,6 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from omnikit.cli.chatting import SETTINGS, chat
+from omnikit.cli.evaluating import evaluate
 from omnikit.cli.linting import lint
 from omnikit.cli.plugins import plugins
 from omnikit.cli.preview import preview
@@ -29,6 +30,7 @@ app = typer.Typer(
 for command in (train, check, show, verify, env):
     app.command()(command)
 app.command(context_settings=SETTINGS)(chat)
+app.command("eval")(evaluate)
 data.command()(preview)
 app.add_typer(plugins, name="plugins")
 data.command()(lint)

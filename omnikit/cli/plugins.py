@@ -28,6 +28,7 @@ class Kind(StrEnum):
     PROJECTOR = "projector"
     BACKBONE = "backbone"
     SOURCE = "source"
+    BENCHMARK = "benchmark"
 
 
 @plugins.callback(invoke_without_command=True)

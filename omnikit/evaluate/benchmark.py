@@ -1,4 +1,4 @@
-"""What a benchmark asks, and what comes of an answer."""
+"""What passes between a benchmark, its metric and the runner. The Config is `omnikit.component.BenchmarkConfig`."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -9,9 +9,11 @@ from omnikit.component import Sample
 if TYPE_CHECKING:
     from omnikit.evaluate.judges import Judge
 
+__all__ = ["Grade", "Metric", "Question", "Score"]
+
 
 class Question(NamedTuple):
-    """One question of a benchmark, as a run is asked it and as its answer is graded."""
+    """One question of a benchmark, with what is needed to grade an answer to it."""
 
     id: str
     sample: Sample
@@ -19,54 +21,56 @@ class Question(NamedTuple):
     reference: Any
     """JSON-able: a text, a list of accepted texts, a letter, a mapping."""
     choices: tuple[str, ...] = ()
-    """What may be chosen among, in order A, B, C...; () for open questions."""
+    """What may be chosen among, in the order A, B, C...; () for open questions. A choice whose text stands within the
+    question alone is ""."""
     category: str = ""
     group: str = ""
-    """Questions that are scored together (circular rotations, MME pairs); "" = its own id."""
+    """Questions that are scored together (circular rotations, MME pairs); "" means that it stands alone."""
     extra: Mapping[str, Any] = MappingProxyType({})
     """What a metric needs besides, as the definition names it."""
 
 
 class Grade(NamedTuple):
-    """What one answer is worth."""
+    """What a metric says of one answer."""
 
     taken: str
     """What was taken as the answer ("" where nothing could be)."""
     right: float
-    """0..1 for this answer alone (for display); WER-like: 1 when no error."""
+    """0..1 for this answer alone, for display; of an error rate, 1 when there is no error."""
     counts: tuple[float, ...]
     """Summed over questions (of a group: by the metric) they give the score."""
     note: str = ""
-    """E.g. the judge's words."""
+    """For example the judge's words."""
 
 
 class Score(NamedTuple):
-    """What a benchmark comes to."""
+    """A benchmark's result."""
 
     value: float
-    """In the paper's unit (percent, points, BLEU)."""
+    """In the unit of the field's tables (per cent, points, BLEU)."""
     low: float
+    """The lower end of the 95 % interval."""
     high: float
-    """With `low` the 95 % interval."""
     questions: int
     parts: Mapping[str, float]
-    """Named partial figures, e.g. {"perception": .., "cognition": ..}, by category too."""
+    """Named partial figures, as {"perception": ..., "cognition": ...}, and by category."""
 
 
 class Metric(Protocol):
-    """Grades one answer, and makes a score of all grades. One object per metric name and options."""
+    """How answers are graded and grades become a score."""
 
     better: Literal["higher", "lower"]
     unit: str
     """ "%", "points", "BLEU", "WER %"."""
     by: Literal["likelihood", "text"]
-    """How the run answers: by log-likelihood of the choices, or by generated text."""
+    """How the run answers: by the log-likelihood of the choices, or by generated text. By likelihood, the letter of the
+    chosen one is handed to `grade`."""
     judged: bool
 
     def grade(self, question: Question, answer: str, judge: "Judge | None") -> Grade:
-        """What the answer is worth; with `by == "likelihood"` it is the chosen choice's letter."""
+        """The grade of one answer."""
         ...
 
     def score(self, graded: Sequence[tuple[Question, Grade]]) -> Score:
-        """What all grades come to."""
+        """The score of graded answers."""
         ...

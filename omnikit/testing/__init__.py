@@ -2,7 +2,7 @@
 
     assert_conforms(MyEncoder().tiny())
 
-or `check_encoder(...)` and its four sisters for the list of results. Importing this imports no torch, so that readers
+or `check_encoder(...)` and its five sisters for the list of results. Importing this imports no torch, so that readers
 can ask it for specimens; what needs torch is imported when first used.
 """
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from omnikit.testing.kinds import (
         assert_conforms,
         check_backbone,
+        check_benchmark,
         check_encoder,
         check_projector,
         check_reader,
@@ -27,6 +28,7 @@ __all__ = [
     "Result",
     "assert_conforms",
     "check_backbone",
+    "check_benchmark",
     "check_encoder",
     "check_projector",
     "check_reader",

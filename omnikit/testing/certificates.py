@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from omnikit.component import (
     BackboneConfig,
+    BenchmarkConfig,
     Component,
     EncoderConfig,
     Input,
@@ -21,7 +22,7 @@ from omnikit.component import (
     SourceConfig,
 )
 from omnikit.testing.costs import tiny_is_tiny
-from omnikit.testing.kinds import CHECKS, check_source
+from omnikit.testing.kinds import CHECKS, check_benchmark, check_source
 from omnikit.testing.readers import ReaderTrial
 from omnikit.testing.results import Fault, Result, reason, tried
 from omnikit.testing.trials import BackboneTrial, EncoderTrial, ProjectorTrial, Trial
@@ -112,6 +113,8 @@ def _results(config: Component, base: Component, installed: Sequence[type[Compon
         return tried(CHECKS["reader"], lambda: _reader_trial(config, installed, folder))
     if isinstance(config, SourceConfig):
         return check_source(config)
+    if isinstance(config, BenchmarkConfig):
+        return check_benchmark(config)
     # First of all, and of what it is the tiny of: the other checks would build what may fill the memory.
     size = tried([tiny_is_tiny], lambda: _module_trial(config, installed).with_config(base))
     if not size[0].passed:

@@ -9,6 +9,7 @@ import torch
 
 from omnikit.component import (
     BackboneConfig,
+    BenchmarkConfig,
     Component,
     EncoderConfig,
     Grid,
@@ -19,6 +20,7 @@ from omnikit.component import (
     SourceConfig,
 )
 from omnikit.testing.backbones import BACKBONE_CHECKS
+from omnikit.testing.benchmarks import BENCHMARK_CHECKS, BenchmarkTrial
 from omnikit.testing.configs import comes_back_from_json, imports_without_torch
 from omnikit.testing.costs import COST_CHECKS
 from omnikit.testing.elsewhere import PROCESS_CHECKS
@@ -32,6 +34,7 @@ __all__ = [
     "CHECKS",
     "assert_conforms",
     "check_backbone",
+    "check_benchmark",
     "check_encoder",
     "check_projector",
     "check_reader",
@@ -98,6 +101,7 @@ CHECKS = {
     "projector": (tokens_equal_shrink, shrink_gives_grids_or_refuses, *OF_MODULES),
     "backbone": (*BACKBONE_CHECKS, *OF_MODULES),
     "source": (*SOURCE_CHECKS, *CONFIG_CHECKS),
+    "benchmark": BENCHMARK_CHECKS,
 }
 """The checks of each kind, in the order in which they are run."""
 
@@ -139,6 +143,11 @@ def check_source(config: SourceConfig) -> list[Result]:
     return tried(CHECKS["source"], lambda: SourceTrial(config))
 
 
+def check_benchmark(config: BenchmarkConfig) -> list[Result]:
+    """Every check of a benchmark, on the rows that it brings."""
+    return tried(CHECKS["benchmark"], lambda: BenchmarkTrial(config))
+
+
 def assert_conforms(config: Component, *, input: Input | None = None, reader: ReaderConfig | None = None) -> None:
     """Asserts that every check of the Config's kind passes; the AssertionError lists those that do not.
 
@@ -153,6 +162,8 @@ def assert_conforms(config: Component, *, input: Input | None = None, reader: Re
         results = check_projector(config)
     elif isinstance(config, BackboneConfig):
         results = check_backbone(config)
+    elif isinstance(config, BenchmarkConfig):
+        results = check_benchmark(config)
     else:
         assert isinstance(config, SourceConfig), f"{type(config).__name__} is no Config of a component"
         results = check_source(config)

@@ -1,4 +1,4 @@
-"""Five packages fresh from `omnikit plugins new`, which conform, and this folder's components, which do not."""
+"""Six packages fresh from `omnikit plugins new`, which conform, and this folder's components, which do not."""
 
 import sys
 import tempfile

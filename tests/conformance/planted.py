@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from omnikit_good_backbone import GoodBackboneConfig
+from omnikit_good_benchmark import GoodBenchmarkConfig
 from omnikit_good_encoder import GoodEncoderConfig
 from omnikit_good_projector import GoodProjectorConfig
 from omnikit_good_reader import GoodReaderConfig
@@ -339,3 +340,49 @@ class Obedient(Decoder):
         tokenizer = super().tokenizer()
         tokenizer.encode_special_tokens = False
         return tokenizer
+
+
+# ---------------------------------------------------------------------------------------------------------- benchmarks
+
+
+class Answered(GoodBenchmarkConfig):
+    """Its questions hold their answers."""
+
+    def questions(self, folder):
+        turn = Turn("assistant", (("text", "A"),))
+        return [
+            question._replace(sample=question.sample._replace(turns=(*question.sample.turns[:-1], turn)))
+            for question in super().questions(folder)
+        ]
+
+
+class Enthusiastic(GoodBenchmarkConfig):
+    """Its metric thinks more of an answer than is possible."""
+
+    @property
+    def metric(self):
+        metric = super().metric
+
+        class More:
+            better, unit, by, judged = metric.better, metric.unit, metric.by, metric.judged
+            score = staticmethod(metric.score)
+
+            @staticmethod
+            def grade(question, answer, judge):
+                return metric.grade(question, answer, judge)._replace(right=2.0)
+
+        return More
+
+
+class Sure(GoodBenchmarkConfig):
+    """It takes any folder for its data."""
+
+    def missing(self, folder):
+        return None
+
+
+class Fickle(GoodBenchmarkConfig):
+    """Its hash is of the object, not of what it says."""
+
+    def definition(self):
+        return str(id(self))

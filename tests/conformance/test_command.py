@@ -145,7 +145,7 @@ def test_a_package_is_written_whole_or_not_at_all(omnikit, tmp_path, monkeypatch
 
 
 def test_new_packages_install_and_conform(omnikit, tmp_path):
-    """All five, in a throw-away environment on top of this one, by the commands that their README gives."""
+    """All six, in a throw-away environment on top of this one, by the commands that their README gives."""
     folders = []
     for kind in KINDS:
         code, out, _ = omnikit("new", f"fresh_{kind}", "--kind", kind, "--out", tmp_path)

@@ -9,6 +9,7 @@ from omnikit.component import Pixels
 from omnikit.testing import (
     assert_conforms,
     check_backbone,
+    check_benchmark,
     check_encoder,
     check_projector,
     check_reader,
@@ -84,6 +85,12 @@ BACKBONES = [
     (["texts_come_back"], planted.LowerCase(), "comes back as"),
     (["special_tokens_in_content_stay_text"], planted.Obedient(), "becomes the special token"),
 ]
+BENCHMARKS = [
+    ("asks_questions", planted.Answered(), "does not end in an empty assistant turn"),
+    ("grades_whatever_is_answered", planted.Enthusiastic(), "is 2.0 right; it is 0 to 1"),
+    ("misses_what_is_not_there", planted.Sure(), "says None of an empty folder"),
+    ("is_known_by_its_hashes", planted.Fickle(), "fingerprint and definition are"),
+]
 
 
 def names(cases):
@@ -122,13 +129,18 @@ def test_a_fault_of_a_source(check, made, words, tmp_path):
     assert_fails(check_source(made.specimen(tmp_path)), [check], words)
 
 
+@pytest.mark.parametrize(("check", "config", "words"), BENCHMARKS, ids=names(BENCHMARKS))
+def test_a_fault_of_a_benchmark(check, config, words):
+    assert_fails(check_benchmark(config), [check], words)
+
+
 @pytest.mark.parametrize(("checks", "config", "words"), BACKBONES, ids=names(BACKBONES))
 def test_a_fault_of_a_backbone(checks, config, words):
     assert_fails(check_backbone(config), checks, words)
 
 
 def test_every_check_has_its_planted_fault():
-    proven = {case[0] for case in (*ENCODERS, *PROJECTORS, *READERS, *SOURCES)} | {
+    proven = {case[0] for case in (*ENCODERS, *PROJECTORS, *READERS, *SOURCES, *BENCHMARKS)} | {
         c for case in BACKBONES for c in case[0]
     }
     assert {check.__name__ for checks in CHECKS.values() for check in checks} == proven

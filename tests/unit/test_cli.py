@@ -72,9 +72,13 @@ OPTIONS = {
         "--seed N",
         "--json",
     ],
+    "eval": [
+        *("[RUN]", "--bench NAME", "--data NAME=FOLDER", "--limit N", "--out FOLDER", "--judge URL"),
+        *("--judge-model MODEL", "--judge-key VARIABLE", "--list", "--json"),
+    ],
     "plugins": ["--json", "check", "new"],
     "plugins check": ["[NAME]...", "--all", "--json", "kind/type"],
-    "plugins new": ["NAME", "--kind <reader|encoder|projector|backbone|source>", "--out FOLDER"],
+    "plugins new": ["NAME", "--kind <reader|encoder|projector|backbone|source|benchmark>", "--out FOLDER"],
     "env": ["--json"],
     "data": ["sample", "preview", "lint"],
     "data preview": [
@@ -115,7 +119,8 @@ TORCH_FREE = """
 import contextlib, io, sys
 from omnikit.cli import main
 commands = [*(f"{{name}} --help" for name in {names!r}), "--help", "plugins", "plugins --json", "show --schema",
-            "show {recipe}", "show {recipe} --json --set modalities.audio.projector=mlp", "show nothing.yaml", "chta"]
+            "eval --list", "show {recipe}", "show {recipe} --json --set modalities.audio.projector=mlp",
+            "show nothing.yaml", "chta"]
 for command in commands:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:

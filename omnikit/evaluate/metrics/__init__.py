@@ -11,6 +11,7 @@ from omnikit.evaluate.metrics.answers import Anls, Contains, Relaxed, Vqa
 from omnikit.evaluate.metrics.choices import Choice, Circular
 from omnikit.evaluate.metrics.judged import AirBench, MmVet, YesNoScore
 from omnikit.evaluate.metrics.mathvista import MathVista
+from omnikit.evaluate.metrics.mixed import ChoiceOrWords
 from omnikit.evaluate.metrics.speech import Cer, Wer
 from omnikit.evaluate.metrics.translation import Bleu
 from omnikit.evaluate.metrics.yes_no import Hallusion, Mme
@@ -24,6 +25,7 @@ METRICS: Mapping[str, type[Metric]] = MappingProxyType(
         "bleu": Bleu,
         "cer": Cer,
         "choice": Choice,
+        "choice_or_words": ChoiceOrWords,
         "circular": Circular,
         "contains": Contains,
         "hallusion": Hallusion,

@@ -1,0 +1,216 @@
+"""`omnikit eval`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from omnikit.cli.options import JsonOption
+from omnikit.cli.watching import counted
+
+if TYPE_CHECKING:
+    from omnikit.component import BenchmarkConfig
+    from omnikit.evaluate.judges import Judge
+    from omnikit.registry import Registry
+
+DEFINITIONS = (".yaml", ".yml")
+
+
+def evaluate(
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="RUN", help="The folder of a trained run, such as runs/tiny_omni.", show_default=False),
+    ] = None,
+    names: Annotated[
+        list[str],
+        typer.Option(
+            "--bench",
+            metavar="NAME",
+            help="A benchmark of --list, or the .yaml file of a definition of yours. Repeatable.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006  (typer wants the literal)
+    data: Annotated[
+        list[str],
+        typer.Option(
+            "--data",
+            metavar="NAME=FOLDER",
+            help="Where a benchmark's data lies, as it was published.  [default: the Hugging Face hub]",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Ask only the first N questions of each.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Where answers and scores are kept.  [default: RUN/eval]", show_default=False
+        ),
+    ] = None,
+    judge: Annotated[
+        str,
+        typer.Option(metavar="URL", help="An OpenAI-compatible endpoint that grades open answers.", show_default=False),
+    ] = "",
+    judge_model: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="The judge's model. Without --judge, replies that were recorded are replayed.",
+            show_default=False,
+        ),
+    ] = "",
+    judge_key: Annotated[
+        str, typer.Option(metavar="VARIABLE", help="The environment variable with the judge's key.")
+    ] = "OPENAI_API_KEY",
+    show: Annotated[bool, typer.Option("--list", help="List the benchmarks, and what to fetch for each.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a trained run through benchmarks.
+
+    What has been answered is kept: the same command again goes on where it was cut off. Scores come with 95 % intervals
+    and say what they leave out.
+    """
+    from omnikit.registry import Registry
+
+    registry = Registry.load()
+    if show:
+        _list(registry, as_json)
+        return
+    if run is None:
+        raise ValueError("omnikit eval: give the folder of a run, or --list; see omnikit eval --help")
+    if not names:
+        raise ValueError("omnikit eval: name a benchmark by --bench; omnikit eval --list has them all")
+    chosen = {(benchmark := _called(name, registry)).type: benchmark for name in names}
+    folders = _folders(data, chosen)
+    absent = [benchmark.missing(folders.get(name)) for name, benchmark in chosen.items()]
+    if any(absent):
+        raise ValueError("\n".join(reason for reason in absent if reason))
+    judged = [name for name, benchmark in chosen.items() if benchmark.metric.judged]
+    out = out or run / "eval"
+    grader = _judge(judge, judge_model, judge_key, out) if judge or judge_model else None
+    if judged and grader is None:
+        raise ValueError(
+            f"{', '.join(judged)}: answers are graded by a judge; give --judge URL and --judge-model MODEL"
+        )
+
+    from omnikit.evaluate.running import Asked
+    from omnikit.evaluate.running import evaluate as ask
+    from omnikit.generate import Run
+
+    with redirect_stdout(sys.stderr), counted() as progress:  # what components print is no part of the table
+        loaded = Run.load(run, registry)
+        weights = _weights(run, loaded.recipe)
+        scores = []
+        for name, benchmark in chosen.items():
+
+            def told(done: int, total: int, name: str = name) -> None:
+                progress(name, done, total)
+
+            asked = Asked(benchmark, folders.get(name), limit)
+            scores.append({"benchmark": name, **ask(loaded, asked, weights, out, grader, told)})
+    if as_json:
+        print(json.dumps({"run": str(run), "scores": scores}, indent=1, ensure_ascii=False))
+    else:
+        _print(scores)
+
+
+def _called(name: str, registry: "Registry") -> "BenchmarkConfig":
+    """The benchmark of this name, or of this definition file."""
+    from omnikit.component import BenchmarkConfig
+    from omnikit.evaluate import defined
+    from omnikit.registry import NAME, did_you_mean
+
+    if name.endswith(DEFINITIONS):
+        path = Path(name)
+        if not path.is_file():
+            raise ValueError(f"--bench {name}: there is no such file")
+        if not NAME.fullmatch(path.stem):
+            raise ValueError(f"--bench {name}: {path.stem!r} is no name; call the file a word of a-z, 0-9 and _")
+        made = defined(path.absolute())()
+        made.about  # noqa: B018  (whatever is not right in it is said now)
+        return made
+    if name not in registry.types("benchmark"):
+        raise ValueError(f"--bench {name[:60]}: is no benchmark{did_you_mean(name, registry.types('benchmark'))}")
+    found = registry.get("benchmark", name)()
+    assert isinstance(found, BenchmarkConfig)
+    return found
+
+
+def _folders(entries: Sequence[str], chosen: "dict[str, BenchmarkConfig]") -> dict[str, Path]:
+    from omnikit.registry import did_you_mean
+
+    found = {}
+    for entry in entries:
+        name, equals, folder = entry.partition("=")
+        if not equals or not folder:
+            raise ValueError(f"--data {entry}: is not NAME=FOLDER; write, say, mmlu=data/mmlu")
+        if name not in chosen:
+            raise ValueError(f"--data {entry}: {name[:60]!r} is not asked for{did_you_mean(name, chosen, '--bench')}")
+        found[name] = Path(folder)
+    return found
+
+
+def _judge(url: str, model: str, key: str, out: Path) -> "Judge":
+    import os
+
+    from omnikit.evaluate.judges import Judge
+
+    if not model:
+        raise ValueError("--judge: say by --judge-model which of its models grades")
+    out.mkdir(parents=True, exist_ok=True)
+    variable = key if key in os.environ else None
+    return Judge(url or "http://localhost", model, variable, out / "judge.jsonl", replay=not url)
+
+
+def _weights(folder: Path, recipe: Any) -> str:  # noqa: ANN401  (a Recipe, whose module is not needed before)
+    """Identifies the run's weights: of its checkpoints, each of which holds the hash of every file."""
+    import hashlib
+
+    from omnikit.checkpoint import RunFolder
+    from omnikit.starting import ancestors
+
+    hashes = [checkpoint.hash() for checkpoint in ancestors(recipe, None, RunFolder(folder))]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _list(registry: "Registry", as_json: bool) -> None:
+    from omnikit.evaluate import Defined
+
+    found = []
+    for name in registry.types("benchmark"):
+        benchmark: Any = registry.get("benchmark", name)()
+        about = benchmark.about if isinstance(benchmark, Defined) else None
+        found.append(
+            {
+                "name": name,
+                "title": benchmark.title,
+                "modality": about.modality if about else "",
+                "judged": benchmark.metric.judged,
+                "fetch": about.fetch if about else "",
+                "differs": about.differs if about else "",
+                "unconfirmed": about.unconfirmed if about else "",
+            }
+        )
+    if as_json:
+        print(json.dumps({"benchmarks": found}, indent=1, ensure_ascii=False))
+        return
+    width = max(len(one["name"]) for one in found)
+    for one in found:
+        print(f"{one['name']:{width}}  {one['title']}{' [' + one['modality'] + ']' if one['modality'] else ''}")
+        print(f"{'':{width}}  {one['fetch']}")
+
+
+def _print(scores: Sequence[dict[str, Any]]) -> None:
+    width = max(len(score["title"]) for score in scores)
+    for score in scores:
+        figure = f"{score['value']:.1f} {score['unit']}"
+        interval = f"({score['low']:.1f} to {score['high']:.1f})"
+        told = "".join(f"; {note}" for note in score["notes"])
+        print(f"{score['title']:{width}}  {figure:>14}  {interval}  {score['questions']:,} questions{told}")
+        for one in score["left_out"]:
+            print(f"{'':{width}}  {one['kind']}: {one['id']}: {one['why']}", file=sys.stderr)
