@@ -15,6 +15,7 @@ from omnikit.cli.watching import counted
 if TYPE_CHECKING:
     from omnikit.component import BenchmarkConfig
     from omnikit.evaluate.judges import Judge
+    from omnikit.evaluate.running import Outcome
     from omnikit.registry import Registry
 
 DEFINITIONS = (".yaml", ".yml")
@@ -67,6 +68,14 @@ def evaluate(
     judge_key: Annotated[
         str, typer.Option(metavar="VARIABLE", help="The environment variable with the judge's key.")
     ] = "OPENAI_API_KEY",
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the scores beside the papers' tables: a page.html with answers, or a .md.",
+            show_default=False,
+        ),
+    ] = None,
     show: Annotated[bool, typer.Option("--list", help="List the benchmarks, and what to fetch for each.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -85,6 +94,8 @@ def evaluate(
         raise ValueError("omnikit eval: give the folder of a run, or --list; see omnikit eval --help")
     if not names:
         raise ValueError("omnikit eval: name a benchmark by --bench; omnikit eval --list has them all")
+    if report is not None and report.suffix not in (".html", ".md"):
+        raise ValueError(f"--report {report}: is neither a .html nor a .md; name one")
     chosen = {(benchmark := _called(name, registry)).type: benchmark for name in names}
     folders = _folders(data, chosen)
     absent = [benchmark.missing(folders.get(name)) for name, benchmark in chosen.items()]
@@ -105,18 +116,37 @@ def evaluate(
     with redirect_stdout(sys.stderr), counted() as progress:  # what components print is no part of the table
         loaded = Run.load(run, registry)
         weights = _weights(run, loaded.recipe)
-        scores = []
+        evaluated = []
         for name, benchmark in chosen.items():
 
             def told(done: int, total: int, name: str = name) -> None:
                 progress(name, done, total)
 
             asked = Asked(benchmark, folders.get(name), limit)
-            scores.append({"benchmark": name, **ask(loaded, asked, weights, out, grader, told)})
+            evaluated.append((name, ask(loaded, asked, weights, out, grader, told)))
+        if report is not None:
+            _write(report, run, evaluated)
+    scores = [{"benchmark": name, **outcome.score, "folder": str(outcome.folder)} for name, outcome in evaluated]
     if as_json:
         print(json.dumps({"run": str(run), "scores": scores}, indent=1, ensure_ascii=False))
     else:
         _print(scores)
+
+
+def _write(path: Path, run: Path, evaluated: "Sequence[tuple[str, Outcome]]") -> None:
+    """The report, whole or not at all."""
+    from omnikit.checkpoint import write_atomically
+    from omnikit.scores import Evaluated, markdown_of, page_of
+    from omnikit.versions import versions
+
+    entries = [Evaluated(name, outcome.score, outcome.examples) for name, outcome in evaluated]
+    name = run.resolve().name
+    if path.suffix == ".md":
+        text = markdown_of(name, entries)
+    else:
+        text = page_of(name, entries, " · ".join(f"{key} {value}" for key, value in versions().items()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.encode(errors="replace").decode())
 
 
 def _called(name: str, registry: "Registry") -> "BenchmarkConfig":

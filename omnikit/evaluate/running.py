@@ -15,10 +15,11 @@ import omnikit
 from omnikit.component import BenchmarkConfig, Sample
 from omnikit.evaluate.benchmark import Grade, Metric, Question
 from omnikit.evaluate.columns import LETTERS
+from omnikit.evaluate.examples import Example, chosen
 from omnikit.evaluate.judges import Judge, JudgeFailed
 from omnikit.evaluate.results import Answer, Key, Store
 
-__all__ = ["CHUNK", "Answers", "Asked", "evaluate"]
+__all__ = ["CHUNK", "Answers", "Asked", "Outcome", "evaluate"]
 
 CHUNK = 128
 """Questions that are answered, and saved, at once. Prompts of like length share a batch within a chunk."""
@@ -39,6 +40,15 @@ class Answers(Protocol):
         ...
 
 
+class Outcome(NamedTuple):
+    """What came of an evaluation."""
+
+    score: dict[str, Any]
+    """As it is stored in score.json."""
+    folder: Path
+    examples: list[Example]
+
+
 class Asked(NamedTuple):
     """What is to be evaluated."""
 
@@ -56,8 +66,8 @@ def evaluate(
     out: Path,
     judge: Judge | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
-    """The score as it is stored in score.json, with `folder`, where it is. `run_hash` identifies the run's weights.
+) -> Outcome:
+    """The score, where it is kept, and some answers to show. `run_hash` identifies the run's weights.
 
     A metric that needs a judge, where none is given, and questions none of which can be asked, are a ValueError.
     """
@@ -89,14 +99,19 @@ def evaluate(
             store.append(chunk)
             answers += chunk
             progress(len(answers), total)
-        graded, failed = _graded(metric, questions, zip(indices, answers, strict=True), judge)
+        graded, given, failed = _graded(metric, questions, zip(indices, answers, strict=True), judge)
         if not graded:
             raise ValueError(f"{benchmark.type}: no answer could be graded: {failed[0]['why']}")
         told = _told(benchmark, metric, key, graded, answers, failed, len(questions))
         if metric.judged and judge is not None:
             told["notes"].append(f"graded by {judge.model}")
         store.write((_as_line(question, grade) for question, grade in graded), told)
-    return {**told, "folder": str(store.folder)}
+    shown = [
+        Example(questions[index], answer, graded[number][1])
+        for number in chosen(graded)
+        for index, answer in [given[number]]
+    ]
+    return Outcome(told, store.folder, shown)
 
 
 # --------------------------------------------------------------------------------------------------------------- asking
@@ -193,23 +208,29 @@ def _heaviest(question: Question, weights: Sequence[float]) -> Answer:
 
 def _graded(
     metric: Metric, questions: Sequence[Question], answers: Iterable[tuple[int, Answer]], judge: Judge | None
-) -> tuple[list[tuple[Question, Grade]], list[dict[str, str]]]:
-    """(graded questions, those that have no grade and why)."""
-    graded, failed = [], []
+) -> tuple[list[tuple[Question, Grade]], list[tuple[int, str]], list[dict[str, str]]]:
+    """Graded questions, their indices and answers; then those that have no grade and why.
+
+    Of a graded question its media are let go: those of a large benchmark are gigabytes.
+    """
+    graded, given, failed = [], [], []
     for index, answer in answers:
         if answer.bad:
             failed.append({"id": answer.id, "why": answer.bad, "kind": "not asked"})
             continue
         question = questions[index]
         try:
-            graded.append((question, metric.grade(question, answer.answer, judge)))
+            grade = metric.grade(question, answer.answer, judge)
         except JudgeFailed as error:
             failed.append({"id": answer.id, "why": str(error), "kind": "not graded"})
         except ValueError as error:
             if metric.judged:  # it may be the judge's address, and would be so for every question
                 raise
             failed.append({"id": answer.id, "why": str(error), "kind": "not graded"})
-    return graded, failed
+        else:
+            graded.append((question._replace(sample=Sample(question.sample.id, ())), grade))
+            given.append((index, answer.answer))
+    return graded, given, failed
 
 
 def _as_line(question: Question, grade: Grade) -> dict[str, Any]:

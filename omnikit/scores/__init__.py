@@ -1,8 +1,7 @@
 """The scores of an evaluation beside the papers' own tables, as one HTML page or as Markdown."""
 
-from omnikit.scores.examples import Example, examples
 from omnikit.scores.markdown import markdown_of
 from omnikit.scores.page import page_of
 from omnikit.scores.tables import Evaluated
 
-__all__ = ["Evaluated", "Example", "examples", "markdown_of", "page_of"]
+__all__ = ["Evaluated", "markdown_of", "page_of"]

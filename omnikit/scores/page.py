@@ -4,9 +4,9 @@ import json
 from collections.abc import Sequence
 from html import escape
 
+from omnikit.evaluate.examples import RIGHT, Example
 from omnikit.pages import fill
 from omnikit.report.cards import asked, mark, style
-from omnikit.scores.examples import Example
 from omnikit.scores.tables import ABSENT, OURS, Beside, Evaluated, Table, beside
 
 
@@ -75,14 +75,16 @@ def _folded(title: str, inner: str) -> str:
 
 
 def _card(one: Example) -> str:
-    reference = one.reference if isinstance(one.reference, str) else json.dumps(one.reference, ensure_ascii=False)
-    taken = "" if one.taken == one.answer.strip() else f"<dt>Taken as</dt><dd>{_said(one.taken)}</dd>"
-    note = f"<dt>Judge</dt><dd>{_said(one.note)}</dd>" if one.note else ""
-    good = one.right >= 0.5
-    word = "right" if one.right == 1 else "wrong" if one.right == 0 else f"{one.right:.2f}"
-    return f"""<article class="card {"right" if good else "wrong"}" title="{escape(one.sample.id)}">
-<header>{escape(one.category) or "&nbsp;"} {mark(good, word, word)}</header>
-<div class="asked">{asked(one.sample)}</div>
+    question, grade = one.question, one.grade
+    reference = question.reference
+    reference = reference if isinstance(reference, str) else json.dumps(reference, ensure_ascii=False)
+    taken = "" if grade.taken == one.answer.strip() else f"<dt>Taken as</dt><dd>{_said(grade.taken)}</dd>"
+    note = f"<dt>Judge</dt><dd>{_said(grade.note)}</dd>" if grade.note else ""
+    good = grade.right >= RIGHT
+    word = {0.0: "wrong", 1.0: "right"}.get(grade.right, f"{grade.right:.2f}")
+    return f"""<article class="card {"right" if good else "wrong"}" title="{escape(question.id)}">
+<header>{escape(question.category)} {mark(good, word, word)}</header>
+<div class="asked">{asked(question.sample)}</div>
 <dl><dt>Expected</dt><dd>{_said(reference)}</dd><dt>Answered</dt><dd class="given">{_said(one.answer)}</dd>
 {taken}{note}</dl></article>"""
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from omnikit.scores.examples import Example
+from omnikit.evaluate.examples import Example
 
 OURS = "this run"
 ABSENT = "-"

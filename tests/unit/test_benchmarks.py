@@ -140,7 +140,7 @@ def test_scores_are_those_worked_out_by_hand(name, registry, tmp_path):
     case = CASES[name]
     benchmark = registry.get("benchmark", name)()
     run, judge = Told(case.answers), Replies(case.replies)
-    found = evaluate(run, Asked(benchmark, benchmark.specimen()), "weights", tmp_path, judge)
+    found = evaluate(run, Asked(benchmark, benchmark.specimen()), "weights", tmp_path, judge).score
     assert found["value"] == pytest.approx(case.value, abs=1e-6)
     assert {part: found["parts"][part] for part in case.parts} == pytest.approx(case.parts, abs=1e-6)
     assert found["low"] <= found["value"] <= found["high"] and found["left_out"] == []
