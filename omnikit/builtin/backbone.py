@@ -21,7 +21,8 @@ from omnikit.builtin.attention import Buckets, Runs, attend, buckets, kernel_for
 from omnikit.builtin.backbone_geometry import architecture, refusing
 from omnikit.kernels import cast_once
 
-ATTENTION = "omnikit_documents"
+ATTENTION = f"documents of {__name__}"
+"""The name under which transformers' layers find `_attend`; that of a copy in an exported folder is another."""
 BEYOND = ("attention_mask", "softcap", "s_aux", "position_bias", "indices", "block_indices")
 """What models may ask of their attention besides causality and a window."""
 NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}

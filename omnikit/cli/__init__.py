@@ -10,6 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from omnikit.cli.chatting import chat
+from omnikit.cli.exporting import export
 from omnikit.cli.linting import lint
 from omnikit.cli.plugins import plugins
 from omnikit.cli.preview import preview
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (train, check, show, chat, verify, env):
+for command in (train, check, show, chat, verify, export, env):
     app.command()(command)
 data.command()(preview)
 app.add_typer(plugins, name="plugins")
