@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -39,14 +39,15 @@ class OmnikitForCausalLM(PreTrainedModel, GenerationMixin):
         self.branches, self.configs, self.stored = made.branches, made.configs, made.stored
         self.backbone, self.encoders, self.modalities = made.backbone, made.encoders, made.modalities
         self._tied_weights_keys = dict(config.ties)
-        for module in self.modules():
-            # transformers empties buffers that no file holds when it loads a model, and asks `_init_weights` for them.
-            module.computed = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
+        self.computed = list(self.named_non_persistent_buffers())
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        for name, value in module.computed.items():
-            module._buffers[name].copy_(value)
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Nothing is drawn: parameters come from files. Buffers that are in none, which transformers empties when it
+        loads a model, get back what they were built with."""
+        for name, value in self.computed:
+            self.get_buffer(name).copy_(value)
 
     def forward(
         self,
