@@ -2,22 +2,31 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from omnikit.checkpoint import Checkpoint
 from omnikit.export.packaging import components
 from omnikit.recipe import Recipe
-from omnikit.versions import versions
 
 ALWAYS = ("torch", "transformers")
 
 
 def card(
-    run: Path, recipe: Recipe, checkpoints: Sequence[Checkpoint], text: str, requirements: Iterable[str], dtype: str
+    run: Path,
+    recipe: Recipe,
+    checkpoints: Sequence[Checkpoint],
+    text: str,
+    copied: Mapping[str, str],
+    requirements: Iterable[str],
+    dtype: str,
 ) -> str:
-    """The README.md of a run's export: `checkpoints` are those it was made of, newest first, `text` is its recipe."""
+    """The README.md of a run's export.
+
+    `checkpoints` are those it was made of, newest first; `text` is its recipe as it stands in the folder; `copied` are
+    the packages that its code is from, with their versions, `requirements` those that it needs.
+    """
     name = run.resolve().name
     needed = [*ALWAYS, *sorted(set(requirements) - set(ALWAYS))]
     used = [f"| `{path}` | {type(one).type} | {_package(one)} |" for path, one in components(recipe)]
@@ -33,7 +42,6 @@ def card(
     example = "".join(f', {modality}="FILE"' for modality in recipe.modalities)
     return f"""---
 library_name: transformers
-pipeline_tag: text-generation
 tags:
 - omnikit
 - multimodal
@@ -42,8 +50,8 @@ tags:
 # {name}
 
 {_sentence(recipe)} Exported by omnikit from the run `{name}`, as the stage `{checkpoints[0].stage}` left it at step
-{checkpoints[0].step:,}, in {dtype}. It loads without omnikit: the code in this folder is what it needs of omnikit and
-of the packages named below.
+{checkpoints[0].step:,}, in {dtype}. It loads without omnikit: the code in this folder is what it needs of the packages
+{", ".join(f"{package} {number}" for package, number in copied.items())}, under their licences.
 
 ## Use
 
@@ -93,7 +101,7 @@ installed this folder is also a run: its commands take it where they take one.
 
 ## Versions
 
-{", ".join(f"{package} {_version(package)}" for package in dict.fromkeys([*needed, *_plugins()]))}
+{", ".join(f"{package} {version(package)}" for package in needed)}
 """
 
 
@@ -133,14 +141,3 @@ def _lines(rows: Iterable[str]) -> str:
 
 def _package(component: object) -> str:
     return type(component).__module__.partition(".")[0]
-
-
-def _plugins() -> list[str]:
-    return [name for name in versions() if name.startswith("omnikit")]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "of an unknown version"

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 
 from omnikit.checkpoint import Checkpoint, RunFolder, flat_tensors
 from omnikit.export.card import card
-from omnikit.export.packaging import AUTO_MAP, components, configured, packaged, weights_of
+from omnikit.export.packaging import AUTO_MAP, components, configured, origins, packaged, weights_of
 from omnikit.recipe import Recipe, load_recipe
 from omnikit.registry import Registry
 from omnikit.stages import build
@@ -88,7 +88,7 @@ def export(
             (written / name).write_text(text, encoding="utf-8")
         text = write(portable(recipe))
         (written / "recipe.yaml").write_text(text, encoding="utf-8")
-        page = card(run, recipe, checkpoints, text, sources.requirements, dtype)
+        page = card(run, recipe, checkpoints, text, origins(recipe, registry), sources.requirements, dtype)
         (written / "README.md").write_text(page, encoding="utf-8")
         _write_weights(written, tensors, DTYPES[dtype])
         files = {path.name: path.stat().st_size for path in sorted(written.iterdir())}
@@ -183,6 +183,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dty
     for file, names in plan.filename_to_tensors.items():
         shard = {name: tensors[name].detach().to(typed(tensors[name])).contiguous() for name in names}
         save_file(shard, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod((folder / "config.json").stat().st_mode)  # it was for nobody else to read
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         _write_json(folder / "model.safetensors.index.json", index)

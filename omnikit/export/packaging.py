@@ -59,6 +59,13 @@ def packaged(recipe: Recipe, registry: Registry) -> Sources:
     return sources
 
 
+def origins(recipe: Recipe, registry: Registry) -> dict[str, str]:
+    """The packages whose code is copied, with their versions."""
+    used = {type(one) for _, one in components(recipe)}
+    core = {plugin.distribution: plugin.version for plugin in registry.plugins if plugin.distribution == "omnikit"}
+    return core | {one.distribution: one.version for one in registry.plugins if used & set(one.components)}
+
+
 def configured(recipe: Recipe) -> dict[str, Any]:
     """What of the recipe the model and the processor are made of, as plain data that names no files of this machine."""
     for path, component in components(recipe):
@@ -74,6 +81,8 @@ def configured(recipe: Recipe) -> dict[str, Any]:
             name: {"reader": _plain(one.reader), "encoder": one.encoder, "projector": _plain(one.projector)}
             for name, one in recipe.modalities.items()
         },
+        # The modalities' numbers in `mm_token_type_ids`: transformers sorts what it saves.
+        "order": list(recipe.modalities),
         "limits": recipe.limits.model_dump(mode="json"),
     }
 

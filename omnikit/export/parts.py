@@ -32,12 +32,12 @@ def parts_of(tree: Mapping[str, Any]) -> Parts:
         (found,) = [one for one in COMPONENTS if (one.kind, one.type) == (kind, entry["type"])]
         return found.model_validate({key: value for key, value in entry.items() if key != "type"})
 
+    def modality(entry: Mapping[str, Any]) -> Modality:
+        return Modality(made("reader", entry["reader"]), entry["encoder"], made("projector", entry["projector"]))
+
     return Parts(
         made("backbone", tree["backbone"]),
         {name: made("encoder", entry) for name, entry in tree["encoders"].items()},
-        {
-            name: Modality(made("reader", one["reader"]), one["encoder"], made("projector", one["projector"]))
-            for name, one in tree["modalities"].items()
-        },
+        {name: modality(tree["modalities"][name]) for name in tree["order"]},
         MediaLimits.model_validate(tree["limits"]),
     )

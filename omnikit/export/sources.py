@@ -21,7 +21,12 @@ from omnikit.component import Component
 
 UNUSED = frozenset({"presets", "tiny", "cost", "sizes", "pretrained", "specimens"})
 """What a component has for recipes, plans, tests and the start of training, and no model needs that is trained."""
-FILES_OF_A_PACKAGE = frozenset({"importlib.resources", "pkgutil"})
+HIDDEN = {
+    "__file__": "reads a file of its package; keep what is in it as Python",
+    "__import__": "imports what only running it tells; write an import",
+    "import_module": "imports what only running it tells; write an import",
+}
+"""Names by which code reaches for what its text does not show."""
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 Name = tuple[str, str]
 """A module, and a name that it defines."""
@@ -106,9 +111,10 @@ class Sources:
         for node in _walk(statement, unused):
             if node in optional:
                 continue
+            name = getattr(node, "id", getattr(node, "attr", None))
+            if name in HIDDEN:
+                raise module.refused(node, HIDDEN[name])
             if isinstance(node, ast.Name):
-                if node.id == "__file__":
-                    raise module.refused(node, "reads a file of its package; keep what is in it as Python")
                 if node.id in module.bound:
                     yield module.name, node.id
             elif isinstance(node, ast.Import | ast.ImportFrom):
@@ -130,7 +136,7 @@ class Sources:
                 wanted = f"from {source}.{alias.name} import NAME, ..."
                 raise module.refused(node, f"imports the module {source}.{alias.name} whole; write `{wanted}`")
             yield source, alias.name
-        elif source in FILES_OF_A_PACKAGE:
+        elif source in ("importlib.resources", "pkgutil"):
             raise module.refused(node, f"reads files of its package by {source}; keep what is in them as Python")
         elif source.partition(".")[0] not in sys.stdlib_module_names:
             try:
@@ -145,7 +151,8 @@ class Sources:
         for statement in module.tree.body:
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 if statement in module.kept:
-                    blocks.append(self._import(module, statement, module.names))
+                    gap = _gap(module.lines, statement.lineno)
+                    blocks.append(gap + self._import(module, statement, module.names))
             elif statement in module.kept or (_is_text(statement) and (previous is None or previous in module.kept)):
                 blocks.append(self._block(module, statement))
             previous = statement
@@ -171,8 +178,7 @@ class Sources:
                 for number in range(node.lineno + 1, (node.end_lineno or node.lineno) + 1):
                     del lines[number]
         text = "\n".join(line.rstrip() for _, line in sorted(lines.items()))
-        text = re.sub(r"\n{3,}(?= )", "\n\n", text).strip("\n")
-        return f"\n\n{text}" if isinstance(statement, Definition) else f"\n{text}" if first < statement.lineno else text
+        return _gap(module.lines, first) + re.sub(r"\n{3,}(?= )", "\n\n", text).strip("\n")
 
     def _import(self, module: _Module, node: ast.Import | ast.ImportFrom, names: set[str] | None = None) -> str:
         """The import as it is written in the folder, of `names` only."""
@@ -267,6 +273,14 @@ def _is_for_types(statement: ast.AST) -> bool:
 def _first_line(statement: ast.stmt) -> int:
     decorators = statement.decorator_list if isinstance(statement, Definition) else []
     return min([statement.lineno, *(decorator.lineno for decorator in decorators)])
+
+
+def _gap(lines: list[str], first: int) -> str:
+    """As many empty lines as there are above a line."""
+    above = 0
+    while above < min(first - 1, 2) and not lines[first - 2 - above].strip():
+        above += 1
+    return "\n" * above
 
 
 def _quoted(annotation: ast.expr) -> Iterator[str]:
