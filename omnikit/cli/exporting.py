@@ -24,7 +24,10 @@ def export(
     dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="What the weights are written as.")] = "fp32",
     as_json: JsonOption = False,
 ) -> None:
-    """Write a run as a Hugging Face folder, which transformers loads without omnikit."""
+    """Write a run as a Hugging Face folder.
+
+    transformers loads it where omnikit is not installed: all the code that the model needs is in it.
+    """
     from omnikit.export.folder import export as write
     from omnikit.registry import Registry
 
@@ -32,6 +35,8 @@ def export(
     if as_json:
         print(json.dumps(made))
         return
+    for name in made["unreached"]:
+        print(f"modalities.{name}: no stage has trained it; it is as it was begun with")
     size = sum(made["files"].values())
     print(f"{made['folder']}: {made['parameters']:,} parameters in {made['dtype']}, {size:,} bytes")
     print(

@@ -20,12 +20,14 @@ def card(
     text: str,
     copied: Mapping[str, str],
     requirements: Iterable[str],
+    unreached: Sequence[str],
     dtype: str,
 ) -> str:
     """The README.md of a run's export.
 
     `checkpoints` are those it was made of, newest first; `text` is its recipe as it stands in the folder; `copied` are
-    the packages that its code is from, with their versions, `requirements` those that it needs.
+    the packages that its code is from, with their versions, `requirements` those that it needs; `unreached` are
+    modalities that no stage has trained.
     """
     name = run.resolve().name
     needed = [*ALWAYS, *sorted(set(requirements) - set(ALWAYS))]
@@ -51,7 +53,7 @@ tags:
 
 {_sentence(recipe)} Exported by omnikit from the run `{name}`, as the stage `{checkpoints[0].stage}` left it at step
 {checkpoints[0].step:,}, in {dtype}. It loads without omnikit: the code in this folder is what it needs of the packages
-{", ".join(f"{package} {number}" for package, number in copied.items())}, under their licences.
+{", ".join(f"{package} {number}" for package, number in copied.items())}, under their licences.{_warning(unreached)}
 
 ## Use
 
@@ -109,6 +111,11 @@ def _sentence(recipe: Recipe) -> str:
     named = list(recipe.modalities)
     listed = f"{', '.join(named[:-1])} and {named[-1]}" if len(named) > 1 else "".join(named)
     return f"A language model that takes text, {listed}, and answers in text." if named else "A language model."
+
+
+def _warning(unreached: Sequence[str]) -> str:
+    parts = ", ".join(f"`modalities.{name}`" for name in unreached)
+    return f"\n\nNo stage has trained {parts}: that is as it was begun with." if unreached else ""
 
 
 def _rules(train: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerFast
 from omnikit.checkpoint import Checkpoint, RunFolder, flat_tensors
 from omnikit.export.card import card
 from omnikit.export.packaging import AUTO_MAP, components, configured, origins, packaged, weights_of
-from omnikit.recipe import Recipe, load_recipe
+from omnikit.recipe import Recipe, built, load_recipe
 from omnikit.registry import Registry
 from omnikit.stages import build
 from omnikit.starting import ancestors, inherit
@@ -54,6 +54,9 @@ def export(
     recipe, checkpoints = _trained(run, registry, stage)
     sources, tree = packaged(recipe, registry), configured(recipe)
     tokenizer = recipe.backbone.tokenizer()
+
+    reached = frozenset().union(*(built(recipe, one.stage) for one in checkpoints if one.step))
+    unreached = [name for name in recipe.modalities if name not in reached]
 
     model = build(recipe, frozenset(recipe.modalities))
     inherit(model, checkpoints)
@@ -88,7 +91,8 @@ def export(
             (written / name).write_text(text, encoding="utf-8")
         text = write(portable(recipe))
         (written / "recipe.yaml").write_text(text, encoding="utf-8")
-        page = card(run, recipe, checkpoints, text, origins(recipe, registry), sources.requirements, dtype)
+        copied = origins(recipe, registry)
+        page = card(run, recipe, checkpoints, text, copied, sources.requirements, unreached, dtype)
         (written / "README.md").write_text(page, encoding="utf-8")
         _write_weights(written, tensors, DTYPES[dtype])
         files = {path.name: path.stat().st_size for path in sorted(written.iterdir())}
@@ -105,6 +109,7 @@ def export(
         "dtype": dtype,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "modalities": list(recipe.modalities),
+        "unreached": unreached,
         "requirements": sorted(sources.requirements),
         "files": files,
     }

@@ -60,6 +60,7 @@ OPTIONS = {
     "check": ["RECIPE", "--set PATH=VALUE", "--json"],
     "show": ["[RECIPE]", "--set PATH=VALUE", "--json", "--schema"],
     "chat": ["RUN", "--message TEXT", "-m", "--medium MODALITY=FILE", "--json"],
+    "export": ["RUN", "DIR", "--stage NAME", "--dtype <fp32|bf16>", "--json"],
     "plugins": ["--json", "check", "new"],
     "plugins check": ["[NAME]...", "--all", "--json", "kind/type"],
     "plugins new": ["NAME", "--kind <reader|encoder|projector|backbone|source>", "--out FOLDER"],

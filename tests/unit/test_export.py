@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -369,6 +370,8 @@ def test_the_card_says_what_it_is(folder):
     assert "takes text, image, video, audio and pulse, and answers in text" in text
     assert "| omni | 3 | text, image, video, audio, mixed |" in text and "| language | 0 | text |" in text
     assert "| `encoders.series` | pulse | thirdparty_pulse |" in text and "openai-whisper" in text
+    assert "No stage has trained `modalities.pulse`: that is as it was begun with." in text
+    assert "thirdparty-pulse 1, under their licences" in text
     assert "The run was not measured on held-out data." in text and "words:" in text
 
 
@@ -404,8 +407,6 @@ def test_shards_and_bf16(run, third, own, tmp_path, monkeypatch):
 
 
 def test_a_folder_with_other_tensors_is_refused(folder, third, tmp_path):
-    import shutil
-
     from safetensors.torch import save_file
 
     copied = tmp_path / "copied"
@@ -420,6 +421,49 @@ def test_a_folder_with_other_tensors_is_refused(folder, third, tmp_path):
         save_file(wrong, copied / "model.safetensors")
         with pytest.raises(ValueError, match=reason):
             load(copied, third)
+
+
+def test_a_backbone_of_other_weights_brings_its_tokenizer_along(recipe_of, parts, registry, tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoProcessor
+
+    stages, weights = {"language": parts.stages["language"]}, tmp_path / "weights"
+    given = recipe_of(stages, run={"seed": 3}).backbone
+    weights.mkdir()
+    tensors = given.build().state_dict()
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}, weights / "model.safetensors"
+    )
+    given.tokenizer().save(str(weights / "tokenizer.json"))
+    config = {**given.config, "vocab_size": len(tensors["lm_head.weight"])}
+    backbone = {"type": "hf_causal_lm", "weights": str(weights), "chat": parts.backbone["chat"], "config": config}
+    recipe = recipe_of(stages, backbone=backbone, encoders={}, modalities={})
+    made = RunFolder(tmp_path / "run")
+    made.begin(recipe, {})
+    model = build(recipe, frozenset())
+    made.save("language", 3, flat_tensors(model)[0], {"steps": 3}, keep=1)
+    export(made.path, tmp_path / "it", registry)
+    shutil.rmtree(weights)
+
+    question = Sample("0", (Turn("user", (("text", "red or blue?"),)), Turn("assistant", ())))
+    own = Run(*load(tmp_path / "it", registry))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(tmp_path / "cache"))
+    processor = AutoProcessor.from_pretrained(tmp_path / "it", trust_remote_code=True)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "it", trust_remote_code=True)
+    inputs = processor(text="red or blue?")
+    layout = own.layouter(question, answer=False)
+    assert inputs["input_ids"].tolist() == [layout.ids]
+    # Beside omnikit in one process neither takes the other's place.
+    before = own.answer([question], max_tokens=4)
+    with torch.no_grad():
+        written = loaded.generate(**inputs, max_new_tokens=4)[:, len(layout.ids) :]
+        logits = loaded(**inputs).logits
+        embeds = own.model.backbone.embed(inputs["input_ids"])
+        ones = torch.ones_like(inputs["input_ids"])
+        hidden = own.model.backbone.hidden(embeds, ones, positions_of(ones))
+        assert torch.equal(logits, own.model.backbone.head(hidden))
+    assert processor.batch_decode(written, skip_special_tokens=True) == before == own.answer([question], max_tokens=4)
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
@@ -487,7 +531,8 @@ def test_the_command(run, third, tmp_path, monkeypatch, capsys):
     code, out, err = command(str(run), str(tmp_path / "it"), "--json")
     told = json.loads(out)
     assert (code, err) == (0, "") and told["step"] == 3 and told["modalities"] == ["image", "video", "audio", "pulse"]
-    assert {"pydantic", "av", "openai-whisper"} <= set(told["requirements"])
+    assert {"pydantic", "av", "openai-whisper"} <= set(told["requirements"]) and "decord" not in told["requirements"]
+    assert told["unreached"] == ["pulse"]
     assert told["files"] == {path.name: path.stat().st_size for path in (tmp_path / "it").iterdir()}
     code, out, err = command(str(run), str(tmp_path / "it"))
     assert (code, out) == (2, "") and err == f"{tmp_path / 'it'}: is not empty; give a new folder\n"
@@ -558,6 +603,16 @@ def test_what_cannot_be_copied_is_named(package, text, reason):
     importlib.import_module("copied_package.b")
     with pytest.raises(NotCopied, match=reason):
         sources.require("copied_package.a", "f")
+
+
+def test_every_component_that_comes_with_omnikit_can_be_exported(registry):
+    own = {one.__module__.partition(".")[0] for plugin in registry.plugins for one in plugin.components}
+    kinds = [one for plugin in registry.plugins for one in plugin.components if one.kind != "source"]
+    assert {"anyres", "c_abstractor", "conv_gmlp", "frames", "hf_causal_lm", "siglip", "whisper"} <= {
+        k.type for k in kinds
+    }
+    for kind in kinds:
+        Sources(frozenset(own), {}, {}).require(kind.__module__, kind.__qualname__)
 
 
 def test_a_component_that_cannot_be_exported_is_named(third, run, tmp_path, monkeypatch):
