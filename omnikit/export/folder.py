@@ -139,8 +139,8 @@ def _trained(run: Path, registry: Registry, stage: str | None) -> tuple[Recipe, 
             )
     elif all(one.stage != stage for one in reached):
         raise ValueError(f"--stage {stage}: has no checkpoint yet; the run has come to {reached[-1].stage}")
-    following = [None, *reversed(stages)][[*reversed(stages)].index(stage)] if stage else None
-    return recipe, ancestors(recipe, following, made)
+    later = stages[stages.index(stage) + 1 :] if stage else []
+    return recipe, ancestors(recipe, later[0] if later else None, made)
 
 
 def portable(recipe: Recipe) -> dict[str, Any]:

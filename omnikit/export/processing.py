@@ -42,10 +42,11 @@ class OmnikitProcessor(ProcessorMixin):
     def __call__(self, text: str | Sequence[str] = "", **media: Any) -> BatchFeature:  # noqa: ANN401
         """The prompt of a question, or of each of several.
 
-        Media go before the text, by the names of the model's modalities (`image=...`, `video=...`): one or a list of
-        them for a text, a list with an entry for each of several texts.
+        Media go before the text, by the names of the model's modalities (`image=...` or `images=...`): one or a list
+        of them for a text, a list with an entry for each of several texts.
         """
         media.pop("return_tensors", None)  # always torch's
+        media = {name if name in self._layouter.branches else name.removesuffix("s"): x for name, x in media.items()}
         if unknown := media.keys() - self._layouter.branches.keys():
             known = ", ".join(self._layouter.branches)
             raise ValueError(f"{', '.join(sorted(unknown))}: the model has no such modality; modalities: {known}")
@@ -78,6 +79,8 @@ class OmnikitProcessor(ProcessorMixin):
         """
         if not tokenize or not return_dict or return_tensors != "pt":
             raise ValueError("a medium has no text: leave tokenize, return_dict and return_tensors as they are")
+        if not len(conversation):
+            raise ValueError("there is no message; give at least one")
         several = [conversation] if isinstance(conversation[0], Mapping) else conversation
         layouts = []
         for number, messages in enumerate(several):

@@ -101,7 +101,10 @@ class Sources:
     def _module(self, name: str) -> _Module:
         if name not in self.modules:
             text = self.instead.get(name) or text_of(name)
-            self.modules[name] = _Module(name, text.splitlines(), ast.parse(text))
+            found = _Module(name, text.splitlines(), ast.parse(text))
+            if "*" in found.bound:
+                raise found.refused(found.bound["*"][0], "imports what its text does not name; write the names for `*`")
+            self.modules[name] = found
         return self.modules[name]
 
     def _needs(self, module: _Module, statement: ast.stmt) -> Iterator[Name]:
@@ -130,7 +133,7 @@ class Sources:
         alias = next(one for one in node.names if name in (one.asname or one.name, one.name.partition(".")[0]))
         source = _source(module.name, node) if isinstance(node, ast.ImportFrom) else alias.name
         if source.partition(".")[0] in self.own:
-            if isinstance(node, ast.Import) or alias.name == "*":
+            if isinstance(node, ast.Import):
                 raise module.refused(node, f"imports {source} whole; write `from {source} import NAME, ...`")
             if alias.name not in self._module(source).bound and _exists(f"{source}.{alias.name}"):
                 wanted = f"from {source}.{alias.name} import NAME, ..."
@@ -233,23 +236,20 @@ def _source(module: str, node: ast.ImportFrom) -> str:
     return importlib.util.resolve_name("." * node.level + (node.module or ""), package)
 
 
-def _bound(statement: ast.stmt) -> Iterator[str]:
+def _bound(node: ast.AST) -> Iterator[str]:
     """The names that a statement of a module gives a value."""
-    if _is_for_types(statement):
-        return
-    if isinstance(statement, Definition):
-        yield statement.name
-    elif isinstance(statement, ast.Import | ast.ImportFrom):
-        for alias in statement.names:
-            yield alias.asname or (alias.name.partition(".")[0] if isinstance(statement, ast.Import) else alias.name)
-    else:
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                yield node.id
-            elif isinstance(node, Definition):
-                yield node.name
-            elif isinstance(node, ast.Import | ast.ImportFrom):
-                yield from _bound(node)
+    if isinstance(node, Definition):
+        yield node.name
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+        for alias in node.names:
+            yield alias.asname or (alias.name.partition(".")[0] if isinstance(node, ast.Import) else alias.name)
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    elif isinstance(node, ast.Tuple | ast.List | ast.Starred) or not (
+        isinstance(node, ast.expr) or _is_for_types(node)
+    ):
+        for child in ast.iter_child_nodes(node):
+            yield from _bound(child)
 
 
 def _acts(statement: ast.stmt) -> bool:

@@ -184,7 +184,7 @@ with torch.no_grad():
 small = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16)
 with torch.no_grad():
     rough = small(**inputs).logits
-question = processor(text=["colour?", "red?"], image=[asked[1][0]["content"][0]["image"], None])
+question = processor(text=["colour?", "red?"], images=[asked[1][0]["content"][0]["image"], None])
 json.dump(
     {
         "answers": answers,
@@ -589,7 +589,11 @@ def test_of_a_module_what_is_asked_for_is_kept_and_what_it_does_when_imported(pa
         ("from importlib.resources import files\ndef f():\n    return files\n", r"a:1: reads files of its package"),
         ("import copied_package.b\ndef f():\n    copied_package\n", r"a:1: imports copied_package.b whole; write"),
         ("from . import b\ndef f():\n    return b\n", r"a:1: imports the module copied_package.b whole; write"),
-        ("from .b import *\ndef f():\n    return 1\n", None),
+        (
+            "from .b import *\ndef f():\n    return 1\n",
+            r"a:1: imports what its text does not name; write the names for",
+        ),
+        ("X = [one for one in open(__file__)]\ndef f(one):\n    return one\n", None),
         ("from .b import absent\ndef f():\n    return absent\n", r"copied_package.b: defines no absent"),
         ("def f():\n    import nobody_has_this\n", r"a:2: imports nobody_has_this, which no package brings: others"),
         ("try:\n    import nobody_has_it\nexcept ImportError:\n    nobody_has_it = 0\ndef f():\n    pass\n", None),
