@@ -17,6 +17,7 @@ from torch import Tensor
 from omnikit.checkpoint import RunFolder
 from omnikit.component import EncoderConfig, Grid, Item, Medium, ReaderConfig, Sample, Turn
 from omnikit.data import branches_of, layouter_of
+from omnikit.export.loading import is_export, load
 from omnikit.model import OmniModel
 from omnikit.packing import collate, positions_of, read_items
 from omnikit.recipe import Recipe, load_recipe
@@ -46,17 +47,11 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | Path, registry: Registry | None = None) -> "Run":
-        """The run in `folder`, as far as it has been trained; by default of the components that are installed."""
+        """The run in `folder`, as far as it has been trained, or what `omnikit export` made of one; by default of the
+        components that are installed.
+        """
         folder, registry = Path(folder), registry or Registry.load()
-        path = folder / "recipe.yaml"
-        if not path.is_file():
-            raise ValueError(f"{folder}: holds no run (no recipe.yaml); give the folder that `omnikit train` wrote")
-        recipe = load_recipe(path, registry)
-        checkpoints = ancestors(recipe, None, RunFolder(folder))
-        if not any(checkpoint.step for checkpoint in checkpoints):
-            raise ValueError(f"{folder}: has no checkpoint yet; let `omnikit train` reach its first one")
-        model = build(recipe, frozenset(recipe.modalities))
-        inherit(model, checkpoints)
+        recipe, model = load(folder, registry) if is_export(folder) else _trained(folder, registry)
         model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(recipe, model)
 
@@ -198,6 +193,19 @@ class Run:
             yield tokens.tolist()
             embeds = backbone.embed(tokens[:, None])
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+
+
+def _trained(folder: Path, registry: Registry) -> tuple[Recipe, OmniModel]:
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise ValueError(f"{folder}: holds no run (no recipe.yaml); give the folder that `omnikit train` wrote")
+    recipe = load_recipe(path, registry)
+    checkpoints = ancestors(recipe, None, RunFolder(folder))
+    if not any(checkpoint.step for checkpoint in checkpoints):
+        raise ValueError(f"{folder}: has no checkpoint yet; let `omnikit train` reach its first one")
+    model = build(recipe, frozenset(recipe.modalities))
+    inherit(model, checkpoints)
+    return recipe, model
 
 
 def _batches(prompts: Sequence[Indexed], further: int) -> Iterator[list[Indexed]]:

@@ -8,6 +8,7 @@ Letters: B packs of T positions, H backbone width, L features, M tokens of media
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 from omnikit.component import Item, count
 from omnikit.loss import Loss, label_loss
 from omnikit.packing import Batch, Media, positions_of
-from omnikit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from omnikit.export.parts import Parts
+    from omnikit.recipe import Recipe
 
 
 class OmniModel(nn.Module):
@@ -27,7 +31,7 @@ class OmniModel(nn.Module):
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: "Recipe | Parts",
         modalities: frozenset[str],
         seeded: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> None:

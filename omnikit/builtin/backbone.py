@@ -21,7 +21,8 @@ from omnikit.builtin.attention import Buckets, Runs, attend, buckets, kernel_for
 from omnikit.builtin.backbone_geometry import architecture, refusing
 from omnikit.kernels import cast_once, lean
 
-ATTENTION = "omnikit_documents"
+ATTENTION = f"documents of {__name__}"
+"""The name under which transformers' layers find `_attend`; that of a copy in an exported folder is another."""
 BEYOND = ("attention_mask", "softcap", "s_aux", "position_bias", "indices", "block_indices")
 """What models may ask of their attention besides causality and a window."""
 NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -170,11 +171,13 @@ class CausalLM(nn.Module):
         cache: DynamicCache | None,
     ) -> tuple[Float[Tensor, "B T H"], DynamicCache]:
         """Final hidden states of T further positions after a cache; `mask` is 0 on left padding, over all S so far."""
+        # Where all that was is seen, or all up to oneself from the beginning, no mask need say so: that is faster.
+        is_plain = (cache is None or embeds.shape[1] == 1) and bool(mask.all())
         cache = DynamicCache(config=self.hf_config) if cache is None else cache
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
         out = self.base(
             inputs_embeds=embeds,
-            attention_mask=mask,
+            attention_mask=None if is_plain else mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,

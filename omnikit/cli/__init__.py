@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 
 from omnikit.cli.chatting import SETTINGS, chat
 from omnikit.cli.evaluating import evaluate
+from omnikit.cli.exporting import export
 from omnikit.cli.linting import lint
 from omnikit.cli.plugins import plugins
 from omnikit.cli.preview import preview
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (train, check, show, verify, env):
+for command in (train, check, show, verify, export, env):
     app.command()(command)
 app.command(context_settings=SETTINGS)(chat)
 app.command("eval")(evaluate)

@@ -198,13 +198,20 @@ def _judge(url: str, model: str, key: str, out: Path) -> "Judge":
 
 
 def _weights(folder: Path, recipe: Any) -> str:  # noqa: ANN401  (a Recipe, whose module is not needed before)
-    """Identifies the run's weights: of its checkpoints, each of which holds the hash of every file."""
+    """Identifies the run's weights: of its checkpoints, each of which holds the hash of every file; of an exported
+    folder, its own files'.
+    """
     import hashlib
 
+    from omnikit.cache import digest
     from omnikit.checkpoint import RunFolder
+    from omnikit.export.loading import is_export
     from omnikit.starting import ancestors
 
-    hashes = [checkpoint.hash() for checkpoint in ancestors(recipe, None, RunFolder(folder))]
+    if is_export(folder):
+        hashes = [digest(path) for path in sorted(folder.glob("*.safetensors"))]
+    else:
+        hashes = [checkpoint.hash() for checkpoint in ancestors(recipe, None, RunFolder(folder))]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

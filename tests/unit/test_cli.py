@@ -74,8 +74,9 @@ OPTIONS = {
     ],
     "eval": [
         *("[RUN]", "--bench NAME", "--data NAME=FOLDER", "--limit N", "--out FOLDER", "--judge URL"),
-        *("--judge-model MODEL", "--judge-key VARIABLE", "--list", "--json"),
+        *("--judge-model MODEL", "--judge-key VARIABLE", "--report FILE", "--list", "--json"),
     ],
+    "export": ["RUN", "DIR", "--stage NAME", "--dtype <fp32|bf16>", "--json"],
     "plugins": ["--json", "check", "new"],
     "plugins check": ["[NAME]...", "--all", "--json", "kind/type"],
     "plugins new": ["NAME", "--kind <reader|encoder|projector|backbone|source|benchmark>", "--out FOLDER"],

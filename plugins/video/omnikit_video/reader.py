@@ -198,7 +198,7 @@ def _by_decord(medium: "Medium", container: "InputContainer", times: Sequence[fl
         shown = film.get_frame_timestamp(range(len(film)))  # (frames, 2): from and to, in s after the first frame
     except (decord.DECORDError, RuntimeError, AssertionError, IndexError):  # IndexError: it counts frames it has not
         return None
-    return _decord_frames(medium, film, shown, times)
+    return _decord_frames(medium, film, shown, times, (decord.DECORDError, RuntimeError))
 
 
 def _is_turned(medium: "Medium") -> bool:
@@ -208,16 +208,18 @@ def _is_turned(medium: "Medium") -> bool:
 
 
 def _decord_frames(
-    medium: "Medium", film: "VideoReader", shown: np.ndarray, times: Sequence[float]
+    medium: "Medium",
+    film: "VideoReader",
+    shown: np.ndarray,
+    times: Sequence[float],
+    errors: tuple[type[Exception], ...],
 ) -> Iterator[np.ndarray]:
-    import decord
-
     for time in times:
         index = int(np.searchsorted(shown[:, 0], np.float32(time + GRACE), side="right")) - 1
         _check_end(medium, time, float(shown[-1, 1]))
         try:
             yield film[max(index, 0)].asnumpy()
-        except (decord.DECORDError, RuntimeError) as error:
+        except errors as error:
             reason = " ".join(str(error).split())[:200]
             raise MediaError(
                 f"{medium}: cannot be decoded ({reason}); try decoder: pyav, or replace the file"

@@ -1,0 +1,1 @@
+"""`omnikit export`: a trained run as an ordinary Hugging Face folder, which transformers loads without omnikit."""
