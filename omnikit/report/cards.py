@@ -26,6 +26,19 @@ _TYPES = mimetypes.MimeTypes()
 for _type, _suffix in (("audio/flac", ".flac"), ("audio/mp4", ".m4a"), ("audio/ogg", ".ogg"), ("image/webp", ".webp")):
     _TYPES.add_type(_type, _suffix)
 
+_MARKS = (
+    ("image/png", 0, b"\x89PNG"),
+    ("image/jpeg", 0, b"\xff\xd8\xff"),
+    ("image/webp", 8, b"WEBP"),
+    ("image/gif", 0, b"GIF8"),
+    ("audio/wav", 8, b"WAVE"),
+    ("audio/flac", 0, b"fLaC"),
+    ("audio/ogg", 0, b"OggS"),
+    ("audio/mpeg", 0, b"ID3"),
+    ("video/mp4", 4, b"ftyp"),
+)
+"""Types by the bytes that files of them have at a place near their beginning."""
+
 
 class Card(NamedTuple):
     """One held-out sample to show: its set, itself, and its line of the table's answers."""
@@ -81,9 +94,9 @@ def _medium(modality: str, medium: Medium, question: bool) -> str:
     """The medium itself where a browser can show it, else its name. `question`: nothing is written beside it."""
     name = medium.member.name if medium.member else medium.source
     file = "" if isinstance(name, bytes) else Path(name).name
-    mime = _TYPES.guess_type(file)[0] or ""
+    content = None if medium.member else _content(medium.source)
+    mime = _TYPES.guess_type(file)[0] or _type_of(content or b"")
     show = _SHOWN.get(mime.partition("/")[0])
-    content = None if show is None or medium.member else _content(Path(str(medium.source)))
     between = f"seconds {medium.start or 0:g} to {'the end' if medium.end is None else f'{medium.end:g}'}"
     words = [] if medium.start is None and medium.end is None else [between]
     if show is None or content is None:
@@ -108,8 +121,19 @@ _SHOWN: Mapping[str, Callable[[str, str, str], str]] = {
 }
 
 
-def _content(path: Path) -> bytes | None:
-    """A file's bytes, None when they are too many or cannot be read."""
+def _type_of(content: bytes) -> str:
+    """The type that a nameless medium's first bytes tell; nothing where they tell of none that browsers show."""
+    for type, at, mark in _MARKS:
+        if content[at : at + len(mark)] == mark:
+            return type
+    return ""
+
+
+def _content(source: str | bytes) -> bytes | None:
+    """A medium's bytes, None when they are too many or cannot be read."""
+    if isinstance(source, bytes):
+        return source if len(source) <= LARGEST else None
+    path = Path(source)
     try:
         return path.read_bytes() if path.stat().st_size <= LARGEST else None
     except OSError:

@@ -103,7 +103,7 @@ def take_picture(browse, page, name, width, dark=False):
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory, recipe_of, world, parts):
-    """The pages by name: previews of two stages of the tiny recipe, one of a stage with bad media, and a report."""
+    """The pages by name: previews of two stages of the tiny recipe, one with bad media, a report, and scores."""
     folder = tmp_path_factory.mktemp("pages")
     for stage in ("sft", "video_mixed"):
         _omnikit(
@@ -120,11 +120,15 @@ def pages(tmp_path_factory, recipe_of, world, parts):
     run = recipe_of(stages, heldout=held)
     train(run, folder / "run", _Quiet())
     report(folder / "run")
+    rows = ROOT / "omnikit/evaluate/rows"
+    chosen = [part for name in ("textvqa", "mme") for part in ("--bench", name, "--data", f"{name}={rows / name}")]
+    _omnikit("eval", folder / "run", *chosen, "--report", folder / "scores.html")
     return {
         "sft": folder / "sft.html",
         "video_mixed": folder / "video_mixed.html",
         "bad": folder / "bad.html",
         "report": folder / "run" / "report.html",
+        "scores": folder / "scores.html",
     }
 
 
@@ -166,7 +170,7 @@ def _with_faults(folder, recipe_of, world, parts):
     return page_of("world", shown)
 
 
-PAGES = ("sft", "video_mixed", "bad", "report")
+PAGES = ("sft", "video_mixed", "bad", "report", "scores")
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
