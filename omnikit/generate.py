@@ -6,7 +6,7 @@ Letters: N prompts in a batch, T positions of the longest prompt, S positions so
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from omnikit.checkpoint import RunFolder
 from omnikit.component import EncoderConfig, Grid, Item, Medium, ReaderConfig, Sample, Turn
-from omnikit.data import branches_of, layouter_of
+from omnikit.data import branches_of, layouter_of, stand_back
 from omnikit.export.loading import is_export, load
 from omnikit.model import OmniModel
 from omnikit.packing import collate, positions_of, read_items
@@ -27,7 +27,7 @@ from omnikit.sampling import Choose, Sampling, chooser
 from omnikit.stages import build
 from omnikit.starting import ancestors, inherit
 
-PLACES = 16_384
+PLACES = 8_192
 """Positions of a batch, of prompts and what is written after them: more rows of short prompts, fewer of long ones."""
 
 A, B = TypeVar("A"), TypeVar("B")
@@ -77,20 +77,25 @@ class Run:
         layouter = self.layouter
         if blind:
             layouter = Layouter(layouter.chat, layouter.tokenizer, _blind_branches(self.recipe))
-        prompts: list[Indexed] = []
-        for number, sample in enumerate(samples):
-            try:
-                prompts.append((number, self.prompt(sample, layouter, max_tokens)))
-            except BadSample as error:
-                yield number, error
-        for read in _ahead(lambda batch: _read(batch, layouter.branches), _batches(prompts, max_tokens)):
-            yield from ((number, error) for number, _, error in read if isinstance(error, BadSample))
-            whole = [(number, layout, found) for number, layout, found in read if not isinstance(found, BadSample)]
-            if whole:
-                numbers, layouts, items = zip(*whole, strict=True)
-                choose = chooser(sampling, [layout.id for layout in layouts])
-                answers = self._answer_batch(layouts, list(chain.from_iterable(items)), choose, max_tokens)
-                yield from zip(numbers, answers, strict=True)
+        lay_out = _or_why(lambda sample: self.prompt(sample, layouter, max_tokens))
+        read = _or_why(lambda prompt: read_items((prompt[1],), layouter.branches))
+        with ThreadPoolExecutor(self.recipe.run.workers or 2, "read", initializer=stand_back) as pool:
+            prompts: list[Indexed] = []
+            for number, layout in enumerate(pool.map(lay_out, samples)):
+                if isinstance(layout, BadSample):
+                    yield number, layout
+                else:
+                    prompts.append((number, layout))
+            for batch, found in _ahead(pool, read, _batches(prompts, max_tokens)):
+                pairs = list(zip(batch, found, strict=True))
+                yield from ((number, why) for (number, _), why in pairs if isinstance(why, BadSample))
+                whole = [(prompt, items) for prompt, items in pairs if not isinstance(items, BadSample)]
+                if whole:
+                    layouts = [layout for (_, layout), _ in whole]
+                    items = [item for _, own in whole for item in own]
+                    choose = chooser(sampling, [layout.id for layout in layouts])
+                    answers = self._answer_batch(layouts, items, choose, max_tokens)
+                    yield from zip((number for (number, _), _ in whole), answers, strict=True)
 
     def prompt(self, sample: Sample, layouter: Layouter, max_tokens: int) -> Layout:
         """The sample laid out up to its last assistant turn, its media as small as the context makes them."""
@@ -223,26 +228,34 @@ def _batches(prompts: Sequence[Indexed], further: int) -> Iterator[list[Indexed]
         yield batch
 
 
-def _read(batch: Sequence[Indexed], branches: Mapping[str, Branch]) -> list[tuple[int, Layout, list[Item] | BadSample]]:
-    """The media of each prompt, decoded, or why they cannot be."""
-    found: list[tuple[int, Layout, list[Item] | BadSample]] = []
-    for number, layout in batch:
+def _or_why(function: Callable[[A], B]) -> Callable[[A], B | BadSample]:
+    """The function, which gives the BadSample that it would raise."""
+
+    def called(given: A) -> B | BadSample:
         try:
-            found.append((number, layout, read_items((layout,), branches)))
+            return function(given)
         except BadSample as error:
-            found.append((number, layout, error))
-    return found
+            return error
+
+    return called
 
 
-def _ahead(function: Callable[[A], B], given: Iterable[A]) -> Iterator[B]:
-    """`function` of each, in order; the next one is computed by a thread meanwhile."""
-    rest = iter(given)
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
-        waiting: deque[Future[B]] = deque(pool.submit(function, one) for one in islice(rest, 2))
-        while waiting:
-            found = waiting.popleft().result()
-            waiting.extend(pool.submit(function, one) for one in islice(rest, 1))
-            yield found
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[A], B], batches: Iterable[Sequence[A]]
+) -> Iterator[tuple[Sequence[A], list[B]]]:
+    """Each batch with `function` of all in it; that of the next one is computed by the pool meanwhile."""
+    rest = iter(batches)
+    waiting: deque[tuple[Sequence[A], list[Future[B]]]] = deque()
+
+    def submit(number: int) -> None:
+        waiting.extend((batch, [pool.submit(function, one) for one in batch]) for batch in islice(rest, number))
+
+    submit(2)
+    while waiting:
+        batch, futures = waiting.popleft()
+        found = [future.result() for future in futures]
+        submit(1)
+        yield batch, found
 
 
 def _last_answer(layout: Layout, stop: int) -> list[int]:
