@@ -557,6 +557,16 @@ def test_a_message_that_says_nothing_readable_is_refused(refused, run, message, 
     assert expected in refused("chat", run[0], "-m", message)
 
 
+def test_a_terminal_that_cannot_write_a_character_gets_the_answer_all_the_same(run, monkeypatch):
+    from omnikit.conversation import Conversation
+
+    monkeypatch.setattr(Conversation, "say", lambda self, content: iter(("red ", "\u7ea2")))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    with pytest.raises(SystemExit) as left:
+        main(["chat", str(run[0]), "-m", "colour?"])
+    assert not left.value.code and sys.stdout.buffer.getvalue() == b"red ?\n"
+
+
 def test_ctrl_c_ends_an_answer_and_not_the_conversation(omnikit, run, monkeypatch):
     from omnikit.conversation import Conversation
 
