@@ -128,25 +128,26 @@ class Run:
         """
         # What stands before a choice's last token decides about all of it; for letters it is the prompt, once for all.
         rows: dict[tuple[int, tuple[int, ...]], Layout] = {}
-        wanted: list[tuple[tuple[int, tuple[int, ...]], list[int], list[int]]] = []
+        wanted: dict[tuple[int, tuple[int, ...]], list[tuple[int, list[int], list[int]]]] = {}
+        total = 0
         for number, (sample, texts) in enumerate(zip(samples, choices, strict=True)):
             for text in texts:
                 layout = self._with_answer(sample, text)
                 spoken = _last_answer(layout, self.layouter.stop)
                 ids = tuple(layout.ids[: spoken[-1]])
                 rows.setdefault((number, ids), layout._replace(ids=list(ids), learned=[False] * len(ids)))
-                wanted.append(((number, ids), [at - 1 for at in spoken], [layout.ids[at] for at in spoken]))
-        keys = list(rows)
-        hidden: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+                looked_up = (total, [at - 1 for at in spoken], [layout.ids[at] for at in spoken])
+                wanted.setdefault((number, ids), []).append(looked_up)
+                total += 1
+        keys, scores = list(rows), [0.0] * total
         for batch in _batches(list(enumerate(rows.values())), 0):
             layouts = [layout for _, layout in batch]
             items = [item for layout in layouts for item in read_items((layout,), self.layouter.branches)]
-            found = self._hidden(layouts, items)
-            hidden |= {keys[number]: row for (number, _), row in zip(batch, found, strict=True)}
-        scores = []
-        for key, at, tokens in wanted:
-            shares = self.model.backbone.head(hidden[key][at]).float().log_softmax(-1)
-            scores.append(float(shares.gather(1, torch.tensor(tokens, device=shares.device)[:, None]).sum()))
+            for (number, _), hidden in zip(batch, self._hidden(layouts, items), strict=True):
+                for choice, at, tokens in wanted[keys[number]]:
+                    shares = self.model.backbone.head(hidden[at]).float().log_softmax(-1)
+                    found = shares.gather(1, torch.tensor(tokens, device=shares.device)[:, None])
+                    scores[choice] = float(found.sum())
         stream = iter(scores)
         return [list(islice(stream, len(texts))) for texts in choices]
 

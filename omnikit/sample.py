@@ -231,6 +231,12 @@ class _Draft:
         if not self.pending:
             return
         text = "".join(piece for piece, _ in self.pending)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # which the tokenizer calls no text at all
+            raise BadSample(
+                f"sample {self.name}: text holds half a character ({error.reason}); write it whole"
+            ) from None
         spans, begin = [], 0
         for piece, learned in self.pending:
             if learned:

@@ -171,8 +171,11 @@ class CausalLM(nn.Module):
         cache: DynamicCache | None,
     ) -> tuple[Float[Tensor, "B T H"], DynamicCache]:
         """Final hidden states of T further positions after a cache; `mask` is 0 on left padding, over all S so far."""
-        # Where all that was is seen, or all up to oneself from the beginning, no mask need say so: that is faster.
-        is_plain = (cache is None or embeds.shape[1] == 1) and bool(mask.all())
+        # Where all that was is seen, or all up to oneself from the beginning, no mask need say so: that is faster. What
+        # a layer's window leaves out is left out of its cache, but not of the first positions.
+        window = getattr(self.hf_config, "sliding_window", None) or math.inf
+        is_whole = cache is None and embeds.shape[1] <= window
+        is_plain = (is_whole or embeds.shape[1] == 1) and bool(mask.all())
         cache = DynamicCache(config=self.hf_config) if cache is None else cache
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
         out = self.base(

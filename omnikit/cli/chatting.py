@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,8 +31,9 @@ def chat(
         typer.Argument(metavar="RUN", help="The folder of a trained run, such as runs/tiny_omni.", show_default=False),
     ],
     message: Annotated[
-        str, typer.Option("--message", "-m", metavar="TEXT", help="One question; it follows the media.")
-    ] = "",
+        str | None,
+        typer.Option("--message", "-m", metavar="TEXT", help="One question; it follows the media.", show_default=False),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of an answer, at most.")] = 256,
     temperature: Annotated[
         float | None,
@@ -53,6 +55,8 @@ def chat(
     into the terminal) goes with the next message, /reset forgets, /exit or Ctrl-D leaves, Ctrl-C ends an answer.
     """
     media = _options(context.args)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot write a character ends no answer
 
     from omnikit.conversation import Conversation
     from omnikit.generate import Run
@@ -64,7 +68,7 @@ def chat(
     loaded = Run.load(run)
     with_media = [_medium(f"--{name} {file}", name, file, loaded.recipe.modalities) for name, file in media]
     talk = Conversation(loaded, max_tokens, sampling)
-    if with_media or message:
+    if with_media or message is not None:
         _say(talk, [*with_media, *([("text", message)] if message else [])], as_json)
     else:
         _converse(talk, loaded.recipe.modalities, as_json)
@@ -140,8 +144,8 @@ def _converse(talk: "Conversation", modalities: Collection[str], as_json: bool) 
             elif line.startswith("/"):
                 waiting.append(_command(line, modalities))
             elif line:
-                _say(talk, [*waiting, ("text", line)], as_json)
-                waiting = []
+                content, waiting = [*waiting, ("text", line)], []  # a file that is broken spoils one message
+                _say(talk, content, as_json)
         except ValueError as error:
             if not is_terminal:
                 raise

@@ -192,7 +192,6 @@ def _judge(url: str, model: str, key: str, out: Path) -> "Judge":
 
     if not model:
         raise ValueError("--judge: say by --judge-model which of its models grades")
-    out.mkdir(parents=True, exist_ok=True)
     variable = key if key in os.environ else None
     return Judge(url or "http://localhost", model, variable, out / "judge.jsonl", replay=not url)
 

@@ -1,9 +1,12 @@
 """hf_causal_lm: packed rows equal separate ones in loss and gradients, padding and the cache change nothing."""
 
+import copy
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
 
 from omnikit.builtin import attention
 from omnikit.builtin.attention import buckets, kernel_for, runs
@@ -245,6 +248,25 @@ def test_extend_equals_hidden_in_one_go_and_in_pieces():
 
 
 @torch.inference_mode()
+@torch.inference_mode()
+@pytest.mark.parametrize("pieces", [(10, 1, 1, 3), (1, 2, 9, 1, 2), (3, 1, 11)])
+def test_what_a_window_leaves_out_is_not_seen_in_generation(pieces):
+    """In a prompt of more positions than the window, and after it; the reference is transformers' own eager one."""
+    model = built("mistral", sliding_window=4).eval()
+    for parameter in model.parameters():
+        parameter.mul_(8 if parameter.ndim > 1 else 1)
+    plain = AutoModelForCausalLM.from_config(copy.deepcopy(model.hf_config), attn_implementation="eager").eval()
+    plain.load_state_dict(model.state_dict())
+    ids = ids_of(sum(pieces), 9)[None]
+    expected = plain.model(ids).last_hidden_state
+    cache, end, found = None, 0, []
+    for piece in pieces:
+        begin, end = end, end + piece
+        hidden, cache = model.extend(model.embed(ids[:, begin:end]), torch.ones(1, end, dtype=torch.long), cache)
+        found.append(hidden)
+    assert torch.allclose(torch.cat(found, 1), expected, rtol=0, atol=1e-4)
+
+
 def test_positions_count_from_the_first_real_place():
     # Rotary positions are relative, so no output would show it: the decoder is asked what it was given.
     model, seen = built(), []

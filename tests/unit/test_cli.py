@@ -536,6 +536,37 @@ def test_a_line_that_cannot_be_done_is_told_and_on_a_terminal_the_conversation_g
     assert code == 0 and len(err) == 1 and err[0].startswith(expected) and out.endswith("turn 3\nyou: ")
 
 
+def test_a_file_that_cannot_be_read_spoils_one_message_and_not_those_after_it(omnikit, run, monkeypatch, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal(f"/image {tmp_path / 'a.png'}\nred?\ngreen?"))
+    code, out, err = omnikit("chat", run[0], "--json")
+    assert code == 0 and len(err) == 1 and "the message: image: " in err[0]
+    assert out.count('{"answer": ') == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [("", "the message is empty; write something, or give a medium"), ("a\udcff", "the message: text holds half a")],
+)
+def test_a_message_that_says_nothing_readable_is_refused(refused, run, message, expected):
+    assert expected in refused("chat", run[0], "-m", message)
+
+
+def test_a_terminal_that_cannot_write_a_character_gets_the_answer_all_the_same(run, monkeypatch):
+    from omnikit.conversation import Conversation
+
+    monkeypatch.setattr(Conversation, "say", lambda self, content: iter(("red ", "\u7ea2")))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    with pytest.raises(SystemExit) as left:
+        main(["chat", str(run[0]), "-m", "colour?"])
+    assert not left.value.code and sys.stdout.buffer.getvalue() == b"red ?\n"
+
+
 def test_ctrl_c_ends_an_answer_and_not_the_conversation(omnikit, run, monkeypatch):
     from omnikit.conversation import Conversation
 

@@ -424,6 +424,14 @@ def test_eval_refuses_in_a_line(omnikit, arguments, expected):
     assert err[0].startswith(expected)
 
 
+def test_a_mistyped_run_is_not_made_by_asking_a_judge(omnikit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = ("--data", f"mmvet={ROOT / 'omnikit/evaluate/rows/mmvet'}")
+    judge = ("--judge", "http://localhost:1/v1", "--judge-model", "none", "--judge-key", "OF_NOBODY")
+    code, _, err = omnikit("eval", "runs/tyny", "--bench", "mmvet", *data, *judge)
+    assert code == 2 and "runs/tyny: holds no run" in err[-1] and not list(tmp_path.iterdir())
+
+
 def test_absent_data_of_several_benchmarks_is_said_at_once(omnikit, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     names = [argument for name in ("mmlu", "kespeech", "cmmlu") for argument in ("--bench", name)]

@@ -1,6 +1,7 @@
 """Answers: a run loaded as far as it was trained, batches equal to prompts one by one, and the blind control."""
 
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -233,6 +234,21 @@ def test_likelihoods_are_those_of_the_answer_s_tokens(wild, monkeypatch, places)
     for sample, texts, row in zip(samples, choices, found, strict=True):
         assert row == pytest.approx([likelihood(wild, sample, text) for text in texts], rel=1e-4)
     assert len({one for row in found for one in row}) == 10
+
+
+def test_of_the_likelihoods_hidden_states_one_batch_at_a_time_is_held(wild, monkeypatch):
+    monkeypatch.setattr("omnikit.generate.PLACES", 1)
+    inner, held, most = wild._hidden, [], []
+
+    def hidden(layouts, items):
+        found = inner(layouts, items)
+        held.append(weakref.ref(found.untyped_storage()))
+        most.append(sum(storage() is not None for storage in held))
+        return found
+
+    monkeypatch.setattr(wild, "_hidden", hidden)
+    wild.likelihoods(samples_of(wild.recipe, "image", "text", "video", "audio"), [["A", "B"]] * 4)
+    assert len(most) == 4 and max(most) <= 2, "the last one may go as the next comes"
 
 
 def test_letters_cost_one_pass(wild, monkeypatch):

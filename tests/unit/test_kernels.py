@@ -10,6 +10,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
+from transformers.models.seed_oss.configuration_seed_oss import SeedOssConfig
+from transformers.models.seed_oss.modeling_seed_oss import SeedOssMLP
 
 from omnikit.builtin.attention import PLAIN, _is_plain
 from omnikit.kernels import GatedMLP, RMSNorm, attention_for, cast_once, lean, plain_attention
@@ -191,3 +193,12 @@ def test_norms_and_gates_of_other_kinds_are_left_alone():
     lean(layer)
     assert type(layer.mlp) is LlamaMLP and type(layer.input_layernorm) is GemmaRMSNorm
     assert type(layer.post_attention_layernorm) is RMSNorm
+
+
+def test_a_gated_mlp_that_drops_some_of_what_it_gives_is_left_alone():
+    kinds = []
+    for share in (0.1, 0.0):
+        block = nn.Sequential(SeedOssMLP(SeedOssConfig(**SIZES, num_hidden_layers=1, residual_dropout=share)))
+        lean(block)
+        kinds.append(type(block[0]))
+    assert kinds == [SeedOssMLP, GatedMLP]
