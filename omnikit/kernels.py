@@ -129,9 +129,11 @@ def _autocast_type(states: Tensor) -> torch.dtype | None:
 
 
 def lean(model: nn.Module) -> None:
-    """Exchange layers of a transformers model for ones of the same numbers and parameters that keep less.
+    """Exchange layers of a transformers model for ones with the same parameters that keep less for the backward pass.
 
-    Root-mean-square norms as llama has them, and gated MLPs with SiLU.
+    Root-mean-square norms, and gated MLPs with SiLU, as llama has them. In float32 their numbers are the same; in 16
+    bits norms that architectures round elsewhere (olmo2), or do not round before rotary positions (qwen3's of queries
+    and keys), differ in last bits.
     """
     for module in list(model.modules()):
         for name, child in module.named_children():

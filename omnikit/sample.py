@@ -126,6 +126,9 @@ class Layouter:
         # The longest first: <|im_end|> before <|im
         self.special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
         self.stop = self._special(chat.stop)
+        if chat.suffix.get("assistant", "").count(chat.stop) != 1:
+            told = f"backbone.chat.suffix.assistant: does not hold the stop token {chat.stop!r} once"
+            raise ValueError(f"{told}; an answer ends with it, and learns to")
 
     def __call__(
         self,

@@ -52,6 +52,9 @@ def chooser(sampling: Sampling | None, names: Sequence[str]) -> Choose:
     def draw(logits: Float[Tensor, "N V"]) -> Int[Tensor, " N"]:
         nothing = torch.empty(len(logits), 0, dtype=torch.long)  # of what was said before these ask nothing
         shares = warpers(nothing, logits.float()).softmax(-1).cpu()
+        if not shares.isfinite().all():
+            told = f"at temperature {sampling.temperature:g} the probabilities are no numbers"
+            raise ValueError(f"{told}; take a higher one, or a run that has not diverged")
         drawn = [torch.multinomial(row, 1, generator=own) for row, own in zip(shares, generators, strict=True)]
         return torch.cat(drawn).to(logits.device)
 

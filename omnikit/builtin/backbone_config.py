@@ -1,6 +1,7 @@
 """The `hf_causal_lm` backbone's Config: geometry, tokenizer and chat format as data."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -128,10 +129,16 @@ class HFCausalLM(BackboneConfig):
         return 2.0 * (weights * length + head * labels) + pair * length * (length + 1) / 2
 
     def context(self) -> int | None:
-        """The `max_position_embeddings` of `config`, else the architecture's own."""
+        """The `max_position_embeddings` of `config`, else the architecture's own.
+
+        Less where rotary positions change with the longest document of a batch.
+        """
+        from omnikit.builtin.backbone import steady_reach
         from omnikit.builtin.backbone_geometry import architecture
 
-        return getattr(architecture(self.config), "max_position_embeddings", None)
+        found = architecture(self.config)
+        bound = min(getattr(found, "max_position_embeddings", None) or math.inf, steady_reach(found))
+        return None if bound == math.inf else int(bound)
 
     def build(self) -> "CausalLM":
         """The module, with random weights."""

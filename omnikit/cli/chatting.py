@@ -127,6 +127,8 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 def _converse(talk: "Conversation", modalities: Collection[str], as_json: bool) -> None:
     """Lines of standard input to the end. On a terminal they are asked for, and what is wrong with one is said."""
     is_terminal = sys.stdin.isatty()
+    with suppress(ImportError):
+        import readline  # noqa: F401  (a line can be edited, and be longer than 4,095 bytes)
     waiting: Content = []
     while True:
         try:

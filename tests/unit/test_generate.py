@@ -209,6 +209,11 @@ def test_values_that_mean_nothing_are_refused(wild, wrong, told):
         wild.answer(samples_of(wild.recipe, "text"), sampling=Sampling(**wrong))
 
 
+def test_probabilities_that_are_no_numbers_are_told(wild):
+    with pytest.raises(ValueError, match=r"at temperature 1e-40 the probabilities are no numbers; take a higher one"):
+        wild.answer(samples_of(wild.recipe, "text"), sampling=Sampling(temperature=1e-40))
+
+
 def likelihood(run, sample, text):
     """The plain way: the whole conversation through the model, the answer's tokens looked up."""
     whole = sample._replace(turns=(*sample.turns[:-1], Turn("assistant", (("text", text),))))

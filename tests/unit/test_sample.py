@@ -229,6 +229,14 @@ def test_a_stop_that_is_no_special_token_is_an_error(qwen, stop):
         Layouter(chat, qwen[1].tokenizer, {})
 
 
+@pytest.mark.parametrize("suffix", ["", "\n", "<|im_end|><|im_end|>\n"])
+def test_answers_end_with_one_stop(qwen, suffix):
+    chat = Chat(**QWEN)
+    chat = chat.model_copy(update={"suffix": {**chat.suffix, "assistant": suffix}})
+    with pytest.raises(ValueError, match=r"^backbone\.chat\.suffix\.assistant: does not hold the stop token"):
+        Layouter(chat, qwen[1].tokenizer, {})
+
+
 def test_a_role_without_prefix_is_an_error_that_names_it(recipe_of):
     with pytest.raises(ValueError, match=r"^sample s: chat has no prefix for role 'system'; add it to backbone\.chat"):
         layouter_of(recipe_of())(sample_of(("system", "S"), ("user", "a"), ("assistant", "b")))
