@@ -1,4 +1,4 @@
-"""Runs of omnikit as a model of lmms-eval: `lmms-eval --model omnikit --model_args pretrained=RUN --tasks NAME`."""
+"""Runs of omnikit as a model of lmms-eval: `lmms-eval --model=omnikit --model_args pretrained=RUN --tasks NAME`."""
 
 from typing import TYPE_CHECKING
 
