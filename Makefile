@@ -54,7 +54,7 @@ LMMS := integrations/lmms_eval
 lmms-eval:  ## tasks of lmms-eval on a run (RUN=FOLDER, runs/tiny_omni unless said), from local rows
 	@test -d "$(RUN)" || { echo "make lmms-eval: there is no run in $(RUN); let 'make train' make one, or say RUN=FOLDER" >&2; exit 1; }
 	$(MAKE) .venv-lmms/installed
-	RUN="$(RUN)" .venv-lmms/bin/python -m pytest -v -rP tests/lmms_eval
+	RUN="$(RUN)" .venv-lmms/bin/python -m pytest -v -rP --show-capture=stdout tests/lmms_eval
 
 # Its own environment, for constraints.txt has a PyAV that lmms-eval does not take. It sees .venv through a .pth file, so
 # that only what differs is installed.

@@ -145,4 +145,4 @@ def held_out(run):
 
 def bytes_of(medium):
     source = source_of(medium, 2**28)
-    return {"bytes": source.read() if hasattr(source, "read") else Path(source).read_bytes(), "path": None}
+    return {"bytes": source.read() if hasattr(source, "read") else Path(source).read_bytes(), "path": "picture"}

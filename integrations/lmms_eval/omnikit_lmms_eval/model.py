@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from loguru import logger
 from tqdm import tqdm
@@ -56,11 +56,14 @@ class Omnikit(lmms):
         progress.close()
         return answers
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """(loss, greedy) of each request's continuation: minus the mean logarithm of the probability of its tokens, for
         lmms-eval takes the choice with the least; and whether the likeliest answer begins with it.
+
+        A pair by itself is made a text by lmms-eval 0.7.3 (its `unwrap_generation_output`), of which no task makes
+        anything; what a GenerationResult holds is left as it is.
         """
-        found: list[tuple[float, bool]] = []
+        found: list[GenerationResult] = []
         for chosen in _at_once(range(len(requests))):
             pairs = [self._continued(requests[number]) for number in chosen]
             samples = [sample for sample, _ in pairs]
@@ -70,7 +73,7 @@ class Omnikit(lmms):
             asked = list({sample.id: sample for sample in samples}.values())  # once, however many choices it has
             greedy = dict(zip([one.id for one in asked], self.run.answer(asked, max_tokens=max(lengths)), strict=True))
             for (sample, text), tokens, [logarithm] in zip(pairs, lengths, likely, strict=True):
-                found.append((-logarithm / tokens, greedy[sample.id].startswith(text)))
+                found.append(GenerationResult((-logarithm / tokens, greedy[sample.id].startswith(text))))
         return found
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
