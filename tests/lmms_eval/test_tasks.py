@@ -118,7 +118,7 @@ def test_seedbench_chooses_by_the_likelihoods_that_the_run_gives(run, tmp_path):
         [-one / len(encode(text, add_special_tokens=False).ids) for one, text in zip(given, texts, strict=True)]
         for given, texts in zip(run.likelihoods(samples, choices), choices, strict=True)
     ]
-    told = [[loss for loss, _ in row["filtered_resps"]] for row in logged]
+    told = [[float(loss) for loss, _ in row["filtered_resps"]] for row in logged]  # logged as texts
     for losses, expected in zip(told, own, strict=True):
         assert losses == pytest.approx(expected, rel=1e-4)
     right = ["ABCD"[losses.index(min(losses))] == row["answer"] for losses, row in zip(own, rows, strict=True)]
