@@ -127,16 +127,16 @@ def _made(within: Path, name: str, make: Callable[[Path], None]) -> Path:
 def _alone(within: Path, name: str) -> Iterator[Path]:
     """A file that no other process writes to meanwhile; what is left of it at the end is removed.
 
-    All write to one name, each once it holds the lock on that file. A lock ends with its process, so what a killed one
+    All write to one name, each once it holds the lock on a file beside it: whoever writes may exchange his file for
+    another, as safetensors does, and a lock on that would be gone. A lock ends with its process, so what a killed one
     left is simply written over. Where files cannot be locked, each process has a name of its own.
     """
-    writing = within / f"{name}.part"
-    file = os.open(writing, os.O_RDWR | os.O_CREAT, 0o644)
+    lock, writing = within / f"{name}.lock", within / f"{name}.part"
+    file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not _lock(file):
-            writing.unlink(missing_ok=True)
             writing = within / f"{name}.{os.getpid()}.part"
-        elif not _is(file, writing):  # who held the lock has renamed or removed what was locked here
+        elif not _is(file, lock):  # who held the lock has removed what was locked here
             os.close(file)
             file = -1
             with _alone(within, name) as writing:
@@ -146,6 +146,7 @@ def _alone(within: Path, name: str) -> Iterator[Path]:
             yield writing
         finally:
             writing.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
     finally:
         if file >= 0:
             os.close(file)

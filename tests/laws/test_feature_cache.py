@@ -211,4 +211,4 @@ def test_fills_that_are_killed_or_run_at_once_leave_whole_shards_alone(recipe_of
     after = [set(line.split(",")) for line in found.stdout.split()]
     assert [len(names) for names in after] == [2, 3, 5, 9], "three at once make each shard once"
     assert after[0] < after[1] < after[2] < after[3], "whole shards are left as they were"
-    assert not list(own_folder.glob("features-*.part"))
+    assert not [*own_folder.glob("*.part"), *own_folder.glob("*.lock")]

@@ -46,7 +46,8 @@ addEventListener("load", async () => {
   })));
   const wide = [...document.body.querySelectorAll("*")].filter((element) => {
     const box = element.getBoundingClientRect();
-    return box.width && box.right > innerWidth + 1 && element.checkVisibility();
+    // What scrolls for itself may hold more than is seen of it.
+    return box.width && box.right > innerWidth + 1 && element.checkVisibility() && !element.closest(".scroll > *");
   });
   parent.postMessage({
     width: innerWidth,

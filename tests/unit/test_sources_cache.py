@@ -85,7 +85,7 @@ def test_what_a_killed_process_leaves_is_not_taken_for_whole(fresh):
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert not (fresh / "a").exists() and [path.name for path in fresh.iterdir()] == ["a.part"]
+    assert not (fresh / "a").exists() and {path.name for path in fresh.iterdir()} == {"a.part", "a.lock"}
     assert cache.made("a", lambda path: path.write_text("whole")).read_text() == "whole"
     assert [path.name for path in fresh.iterdir()] == ["a"]
 
@@ -107,6 +107,31 @@ def test_of_several_processes_one_makes_it_and_all_get_the_whole(fresh):
     command = [sys.executable, "-c", TOGETHER]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     assert [process.communicate()[0] for process in processes] == ["20\n"] * 4
+    assert Path(f"{fresh}-made").read_text() == "x" and [path.name for path in fresh.iterdir()] == ["a"]
+
+
+EXCHANGED = """
+import os, time
+from omnikit import cache
+def make(path):
+    with open(os.environ["OMNIKIT_CACHE"] + "-made", "a") as log:
+        log.write("x")
+    other = path.with_name(f"other {os.getpid()}")
+    other.write_text("whole")
+    os.replace(other, path)
+    print("exchanged", flush=True)
+    time.sleep(1.5)
+print(cache.made("a", make).read_text())
+"""
+
+
+def test_a_file_that_its_writer_exchanges_is_still_his_alone(fresh):
+    """As safetensors writes: into another file, which it then gives the name."""
+    command = [sys.executable, "-c", EXCHANGED]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "exchanged\n"
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (first.communicate()[0], second.stdout, second.stderr) == ("whole\n", "whole\n", "")
     assert Path(f"{fresh}-made").read_text() == "x" and [path.name for path in fresh.iterdir()] == ["a"]
 
 
