@@ -49,14 +49,13 @@ def check_data(
     recipe: Recipe,
     layouter: Layouter,
     progress: Progress,
-    note: Callable[[str], None] = lambda _: None,
     begun: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
-) -> None:
-    """Index every stage's data, lay out all held-out samples, and read the media that come first.
+) -> dict[str, str]:
+    """Index every stage's data, lay out all held-out samples, and read the media that come first: the shape that each
+    source's records have, in words.
 
     What is wrong is said in one ValueError, a line for each fault. Single bad samples of a stage are none: they are
-    listed when the stage begins. Where nothing is wrong, what shape each source's records have goes to `note`. `begun`
-    are, by stage, the digests of the indexes of stages that go on.
+    listed when the stage begins. `begun` are, by stage, the digests of the indexes of stages that go on.
     """
     shapes: dict[str, str] = {}
 
@@ -84,8 +83,7 @@ def check_data(
         lines[FAULTS - 1 :] = [f"and {len(lines) - FAULTS + 1} more faults in the data"]
     if lines:
         raise ValueError("\n".join(lines))
-    for key, shape in shapes.items():
-        note(f"data.{key}: {shape}")
+    return shapes
 
 
 def _heldout_faults(data: SourceConfig, layouter: Layouter) -> list[str]:

@@ -82,9 +82,11 @@ def train(recipe: Recipe, folder: Path, display: Display, world: World | None = 
         data = run.check(recipe)
         saved = {name: checkpoint for name in recipe.stages if (checkpoint := run.latest(name))}
         begun = {name: checkpoint.state()["indexes"] for name, checkpoint in saved.items()}
-        check_data(recipe, layouter, display.indexing, display.note, begun)
+        shapes = check_data(recipe, layouter, display.indexing, begun)
         held.enter_context(run.lock())
         run.begin(recipe, data)
+        for source, shape in shapes.items():
+            display.note(f"data.{source}: {shape}")
 
     with ExitStack() as held:
         world.agree(prepare)

@@ -42,7 +42,7 @@ def one_line(started, *parts):
         line
         for line in told.splitlines()
         if line
-        and not line.startswith(("---", "stage ", "omni ", "injected"))
+        and not line.startswith(("---", "data.", "stage ", "omni ", "injected"))
         and "warning" not in line
         and "another rank is gone" not in line  # what the rank says to which nothing happened
     ]
