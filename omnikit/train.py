@@ -5,6 +5,7 @@ committed step, and ends with bitwise the weights of a run that was never cut.
 """
 
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -80,7 +81,8 @@ def train(recipe: Recipe, folder: Path, display: Display, world: World | None = 
         check_recipe(recipe)
         check_tracker(recipe)
         data = run.check(recipe)
-        saved = {name: checkpoint for name in recipe.stages if (checkpoint := run.latest(name))}
+        with warnings.catch_warnings(action="ignore"):  # what is damaged is told as its stage begins
+            saved = {name: checkpoint for name in recipe.stages if (checkpoint := run.latest(name))}
         begun = {name: checkpoint.state()["indexes"] for name, checkpoint in saved.items()}
         shapes = check_data(recipe, layouter, display.indexing, begun)
         held.enter_context(run.lock())
