@@ -5,6 +5,7 @@ another, the one with fewest moves is the one that the others wait for. A thread
 its place (step and module) once in a while, in the store through which the ranks found each other.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -34,6 +35,10 @@ class Beat(NamedTuple):
     """Rises as long as the process lives."""
     moves: int
     at: str
+
+
+UNHEARD = Beat(0, 0, "the stage's beginning")
+"""Stands for a rank whose thread has published nothing yet."""
 
 
 class Watchdog:
@@ -88,11 +93,11 @@ class Watchdog:
         return self.at.partition(": ")[0]
 
     def _watch(self) -> None:
-        ticks = 0
-        while not self._ended.wait(min(1.0, self.seconds / 5)):
-            ticks += 1
+        for tick in itertools.count(1):
             try:
-                self._publish(Beat(ticks, self.moves, self.at))
+                self._publish(Beat(tick, self.moves, self.at))
+                if self._ended.wait(min(1.0, self.seconds / 5)):
+                    return
                 if time.monotonic() - self.moved > self.seconds:
                     self._end(self._beats())
             except RuntimeError:  # the store is gone, and with it the rank or the launcher that keeps it
@@ -104,12 +109,12 @@ class Watchdog:
             self.world.store.set(f"{self.name}/{self.world.rank}", json.dumps(beat))
 
     def _beats(self) -> dict[int, Beat]:
-        """The last beat of every rank that has given one."""
+        """The last beat of every rank; of one that has not come so far, `UNHEARD`."""
         store = self.world.store
         if store is None:
             return {0: Beat(0, self.moves, self.at)}
         keys = {rank: f"{self.name}/{rank}" for rank in range(self.world.size)}
-        return {rank: Beat(*json.loads(store.get(key))) for rank, key in keys.items() if store.check([key])}
+        return {rank: Beat(*json.loads(store.get(key))) if store.check([key]) else UNHEARD for rank, key in keys.items()}
 
     def _end(self, before: Mapping[int, Beat]) -> None:
         wait = 3 * min(1.0, self.seconds / 5)

@@ -1,6 +1,5 @@
 """Tests 11 and 12: a rank that hangs ends the job and is named with step and module; a slow one is named."""
 
-import os
 import signal
 import time
 
@@ -54,17 +53,16 @@ def test_a_rank_that_sleeps_for_ever_ends_the_job_and_is_named_with_step_and_mod
 def test_under_the_launcher_a_stopped_rank_is_named_all_are_ended_and_a_restart_goes_on(launch, recipe, tmp_path):
     """SIGSTOP: not even the rank's own watchdog runs any more."""
     folder = tmp_path / "run"
-    job = launch("train", recipe, "--out", folder, "--nproc", 2, "--max-restarts", 1)
+    fault = ("die", {"rank": 1, "step": 6, "mark": str(tmp_path / "stopped"), "number": int(signal.SIGSTOP)})
+    job = launch("train", recipe, "--out", folder, "--nproc", 2, "--max-restarts", 1, faults=[fault])
     wait_for_lines(folder, 5)
-    stopped = job.rank(1)
-    os.kill(stopped, signal.SIGSTOP)
     began = time.monotonic()
     code = job.wait(300)
-    print(f"injected: SIGSTOP of rank 1; the job had ended {time.monotonic() - began:.0f} s later with {code}")
+    print(f"injected: SIGSTOP of rank 1 at step 6; the job had ended {time.monotonic() - began:.0f} s later with {code}")
     print(job.told())
     job.gone(10)
     assert code == 0, "the restart went through"
-    assert f"nothing has moved for {SECONDS:g} s: rank 1 at step" in job.told()
+    assert f"nothing has moved for {SECONDS:g} s: rank 1 at " in job.told()
     assert [line["step"] for line in metrics_of(folder)] == list(range(1, 25))
 
 

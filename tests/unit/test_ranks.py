@@ -217,6 +217,21 @@ def test_a_rank_that_hangs_ends_its_run_within_seconds_and_is_named():
     )
 
 
+def test_a_rank_that_was_never_heard_is_named():
+    """It stopped within the first second of the stage, before its thread had published anything."""
+    code = (
+        "import time, torch\n"
+        "from omnikit.distributed import ALONE\n"
+        "from omnikit.watchdog import Watchdog\n"
+        "world = ALONE._replace(size=2, store=torch.distributed.HashStore())\n"
+        "with Watchdog('one', {}, world, 1.0) as dog:\n"
+        "    dog.move('step 1: sums over ranks'); time.sleep(60)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("nothing has moved for 1 s: rank 1 at the stage's beginning; the others wait for it;")
+
+
 def test_a_watchdog_leaves_nothing_behind():
     module, threads = torch.nn.Linear(1, 1), threading.active_count()
     with Watchdog("one", {"a": module}, ALONE, 1000):
