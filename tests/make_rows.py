@@ -127,7 +127,8 @@ def agieval(folder):
     rows = {
         "sat-math": [row("What is 1 + 2?", lettered_[:4], "B"), row("What is 2 + 2?", lettered_[:4], "C")],
         "lsat-ar": [row("How many come?", lettered_, "A", passage="Ann and Bob come; nobody else does.")],
-        "jec-qa-kd": [row("下列哪些是偶数？", ["(A)2", "(B)4", "(C)5", "(D)7"], ["A", "B"])],
+        "jec-qa-kd": [row("下列哪个是偶数？", ["(A)3", "(B)4", "(C)5", "(D)7"], ["B"])],
+        "gaokao-mathqa": [row("下列哪些是偶数？", ["(A)2", "(B)4", "(C)5", "(D)7"], "A B")],
         "math": [row("What is 3 + 4?", None, None, answer="7")],
     }
     for name, found in rows.items():
@@ -202,11 +203,11 @@ def m3gia(folder):
                 "QuestionTypes": kind, "image": image}
 
     one, two, *_ = pictures()
-    parquet(folder / "english/test/0000.parquet", [
+    parquet(folder / "english_v1.parquet", [
         row("1", "What colour is the square?", ["red", "green", "blue", "white"], "A", "Visualization", one),
         row("2", "Which number comes next?", ["6", "7", "8", "9"], "C", "Number Seres", None, hint="2, 4, 6"),
     ])
-    parquet(folder / "chinese/test/0000.parquet", [
+    parquet(folder / "chinese_v1.parquet", [
         row("1", "正方形是什么颜色？", ["红色", "绿色", "蓝色", "白色"], "B", "Visualization", two)])
 
 

@@ -37,8 +37,8 @@ SPOKEN = ["声音很低", "声音在升天", ""]
 CASES = {
     "mmlu": Case(["B", "A", BROKEN], THIRD, {"astronomy": 50.0, "high_school_geography": 0.0}),
     "cmmlu": Case(["B", "A", BROKEN], HALF, {"astronomy": 50.0, "college_education": 0.0}),
-    # Two of its five rows have several right choices, or none to choose among.
-    "agieval": Case(["A", "D", BROKEN], 50.0, {"lsat-ar": 100.0, "sat-math": 0.0}),
+    # Two of its six rows have several right choices, or none to choose among; jec-qa lists its one.
+    "agieval": Case(["B", "A", "D", BROKEN], 2 * THIRD, {"jec-qa-kd": 100.0, "lsat-ar": 100.0, "sat-math": 0.0}),
     "ceval": Case(["A", "D", BROKEN], HALF, {"law": 50.0, "physics": 0.0}),
     "gaokao": Case(["B", "A", BROKEN, "B", "B", "B", "B"], 100 * 5 / 7),
     # Pairs of rotations: both right; one wrong; one malformed.
