@@ -41,6 +41,8 @@ class Files(_Part):
     """Paths within the data's folder, with * and **."""
     header: list[str] | None = None
     """The columns of a csv or tsv that does not name them; of `lines`, what the parts of a line are."""
+    quoted: bool = True
+    """Whether quotation marks around a field of a csv or tsv are no part of it; where not, a backslash escapes."""
     within: str = ""
     """The key of a JSON object under which the list of rows stands."""
 

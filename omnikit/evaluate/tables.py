@@ -189,8 +189,8 @@ def refusing(where: str) -> Iterator[None]:
 def _converted(file: Path, about: "Files") -> Path:
     """The table as an Arrow stream in the cache."""
     with refusing(str(file)):
-        header = hashlib.sha256(repr(about.header).encode()).hexdigest()[:8]
-        name = f"benchmark-{VERSION}-{about.layout}-{header}-{cache.digest(file)}.arrow"
+        options = hashlib.sha256(repr((about.header, about.quoted)).encode()).hexdigest()[:8]
+        name = f"benchmark-{VERSION}-{about.layout}-{options}-{cache.digest(file)}.arrow"
     try:
         return cache.made(name, lambda new: _convert(file, about, new))
     except OSError as error:
@@ -228,9 +228,11 @@ def _text_batches(file: Path, about: "Files") -> Iterator[Any]:
     import pyarrow as pa
 
     usual = csv.field_size_limit(2**31 - 1)  # pictures stand in fields as base64
+    delimiter = "\t" if about.layout == "tsv" else ","
+    quoting, escape = (csv.QUOTE_MINIMAL, None) if about.quoted else (csv.QUOTE_NONE, "\\")
     try:
         with refusing(str(file)), file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.reader(lines, delimiter="\t" if about.layout == "tsv" else ",")
+            reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, escapechar=escape)
             header = about.header or next(reader, [])
             if len(set(header)) != len(header) or not header:
                 raise ValueError(f"{file}: has no header of distinct columns; is it the published file?")

@@ -9,9 +9,10 @@ import pytest
 from omnikit.component import BenchmarkConfig
 from omnikit.evaluate import defined, running
 from omnikit.evaluate.columns import OPERATIONS, filled
-from omnikit.evaluate.definition import read_definition
+from omnikit.evaluate.definition import Files, read_definition
 from omnikit.evaluate.judges import JudgeFailed
 from omnikit.evaluate.running import Asked
+from omnikit.evaluate.tables import opened
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = """
@@ -357,6 +358,16 @@ def test_broken_tables_are_named(numbers, layout, name, content, words):
     with pytest.raises(ValueError, match=r".") as refused:
         _ = benchmark.questions(folder)[0]
     assert words in str(refused.value)
+
+
+def test_quotation_marks_are_the_texts_own_where_the_definition_says_so(tmp_path):
+    """CoVoST 2 is written without quoting: one mark alone would swallow the rows that follow."""
+    (file := tmp_path / "a.tsv").write_text('path\ttold\na\tHe said "no\nb\t"Yes" it is\nc\ta\\\tb\n', encoding="utf-8")
+    files = Files.model_validate({"layout": "tsv", "files": "a.tsv"})
+    own = opened([file], files.model_copy(update={"quoted": False}), tmp_path)
+    assert own.values("told") == ['He said "no', '"Yes" it is', "a\tb"]
+    with pytest.raises(ValueError, match=r"a\.tsv:4: has 3 fields"):  # nor is the other reading taken from the cache
+        opened([file], files, tmp_path)
 
 
 # --------------------------------------------------------------------------------------------------------- command line
