@@ -229,10 +229,12 @@ def _text_batches(file: Path, about: "Files") -> Iterator[Any]:
 
     usual = csv.field_size_limit(2**31 - 1)  # pictures stand in fields as base64
     delimiter = "\t" if about.layout == "tsv" else ","
-    quoting, escape = (csv.QUOTE_MINIMAL, None) if about.quoted else (csv.QUOTE_NONE, "\\")
     try:
         with refusing(str(file)), file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, escapechar=escape)
+            if about.quoted:
+                reader = csv.reader(lines, delimiter=delimiter)
+            else:
+                reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, escapechar="\\")
             header = about.header or next(reader, [])
             if len(set(header)) != len(header) or not header:
                 raise ValueError(f"{file}: has no header of distinct columns; is it the published file?")
