@@ -23,6 +23,7 @@ from omnikit.distributed import World, alone, local, sum_replicas
 from omnikit.heldout_loss import HeldOut
 from omnikit.indexing import Note
 from omnikit.interrupts import Interrupted, Requests
+from omnikit.kernels import hold_frozen
 from omnikit.mixing import seed_of
 from omnikit.model import OmniModel
 from omnikit.recipe import Recipe, built, within
@@ -127,6 +128,8 @@ def train_stage(
         if begun.lasting:
             tensors = flat_tensors(model)[0]
             saver.save(name, 0, {path: tensors[path] for path in begun.lasting}, begun.state(), recipe.run.keep)
+        if bf16:
+            hold_frozen(model, torch.bfloat16)
         ended = time.perf_counter()
         watchdog.move(f"step {begun.step + 1}: reading")
         for work in begun.data.steps(begun.position, world.rank, world.size):

@@ -438,6 +438,25 @@ def test_in_bf16_weights_stay_float32_and_the_loss_falls(recipe_of, parts, tmp_p
     assert losses[-1] < losses[0]
 
 
+def test_frozen_weights_held_in_bf16_change_no_bit_and_come_back_whole(
+    recipe_of, parts, tmp_path, tensors_of, monkeypatch
+):
+    """The second stage trains what the first held in 16 bits."""
+    first = parts.stage({"mixed": 1}, {"modalities": 1e-2, "rest": "frozen"}, steps=3)
+    second = parts.stage({"mixed": 1}, {"rest": 5e-3}, steps=2)
+    recipe = recipe_of({"first": first, "second": second}, run={"precision": "bf16"})
+    held = train(recipe, tmp_path / "held", Observed())
+    monkeypatch.setattr("omnikit.train.hold_frozen", lambda model, dtype: None)
+    plain = train(recipe, tmp_path / "plain", Observed())
+    for stage in recipe.stages:
+        assert [found.step for found in held.committed(stage)] == [found.step for found in plain.committed(stage)]
+        for ours, theirs in zip(held.committed(stage), plain.committed(stage), strict=True):
+            assert ours.hash() == theirs.hash(), ours.folder
+    assert [line["loss"] for line in held.metrics()] == [line["loss"] for line in plain.metrics()]
+    whole = tensors_of(held.beginning("first").folder)["encoders.vision.tower.encoder.layers.0.mlp.fc1.weight"]
+    assert whole.dtype == torch.float32 and not torch.equal(whole, whole.bfloat16().float())
+
+
 def test_recomputing_changes_no_weight(recipe_of, parts, tmp_path, tensors_of):
     ends = []
     for recompute in (False, True):

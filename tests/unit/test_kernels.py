@@ -14,7 +14,7 @@ from transformers.models.seed_oss.configuration_seed_oss import SeedOssConfig
 from transformers.models.seed_oss.modeling_seed_oss import SeedOssMLP
 
 from omnikit.builtin.attention import PLAIN, _is_plain
-from omnikit.kernels import GatedMLP, RMSNorm, attention_for, cast_once, lean, plain_attention
+from omnikit.kernels import GatedMLP, RMSNorm, attention_for, cast_once, hold_frozen, lean, plain_attention
 
 
 def causal(length, dtype):
@@ -109,6 +109,42 @@ def test_a_module_that_does_more_with_its_input_is_left_alone():
     with torch.autocast("cpu", torch.bfloat16):
         model(torch.randn(5, 8))
     assert model[0].seen == [torch.float32]
+
+
+def tower(frozen):
+    """A convolution, a norm and three layers, of which the last shares its weight with an embedding."""
+    torch.manual_seed(0)
+    layers = {"embed": nn.Embedding(6, 8), "conv": nn.Conv1d(8, 8, 3, padding=1), "norm": nn.LayerNorm(8)}
+    layers |= {"one": nn.Linear(8, 8), "two": nn.Linear(8, 8), "head": nn.Linear(8, 6, bias=False)}
+    model = nn.ModuleDict(layers)
+    model.head.weight = model.embed.weight
+    for name in frozen:
+        model[name].requires_grad_(False)
+    return model
+
+
+def through(model):
+    """The tower's logits under autocast, and the gradients of what trains."""
+    with torch.autocast("cpu", torch.bfloat16):
+        states = model.embed(torch.arange(6))
+        states = states + model.norm(model.conv(states.T).T)
+        logits = model.head(model.two(model.one(states)).relu() + states)
+    logits.float().square().sum().backward()
+    return logits, {name: one.grad for name, one in model.named_parameters() if one.requires_grad}
+
+
+@pytest.mark.parametrize("frozen", [("conv", "norm", "one"), ("embed", "conv", "norm", "two"), ()])
+def test_frozen_weights_in_autocasts_type_change_no_bit(frozen):
+    logits, gradients = through(tower(frozen))
+    hold_frozen(model := tower(frozen), torch.bfloat16)
+    held = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.bfloat16}
+    assert held == {f"{name}.{kind}" for name in {"conv", "one", "two"} & {*frozen} for kind in ("weight", "bias")}
+    assert model.head.weight is model.embed.weight and model.embed.weight.dtype == torch.float32
+    found, again = through(model)
+    assert torch.equal(found, logits) and found.dtype == logits.dtype
+    assert gradients.keys() == again.keys() and gradients
+    for name, gradient in gradients.items():
+        assert torch.equal(again[name], gradient) and gradient.any(), name
 
 
 def test_encoders_layers_find_it_on_a_cpu():

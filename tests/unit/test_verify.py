@@ -26,14 +26,15 @@ ON_RANKS = ("ranks_change_nothing", "ranks_may_lack_modalities")
 """Those are tried in tests/laws/test_verify_ranks.py, for starting two processes takes its time."""
 
 
-@pytest.fixture
-def trial(recipe_of, parts, tmp_path):
+@pytest.fixture(params=["fp32"])
+def trial(request, recipe_of, parts, tmp_path):
     """A trial of two stages: text and pictures, of which the encoder is frozen; then sounds as well."""
     stages = {
         "first": parts.stage({"text": 1, "image": 1}, {"encoders": "frozen", "rest": 1e-3}),
         "second": parts.stage({"image": 1, "audio": 1}, {"backbone": "frozen", "rest": 1e-3}),
     }
-    return Trial(shrunk(recipe_of(stages), list(stages), 3, full=True), tmp_path, lambda *_: None, 60.0)
+    recipe = recipe_of(stages, run={"precision": request.param})
+    return Trial(shrunk(recipe, list(stages), 3, full=True), tmp_path, lambda *_: None, 60.0)
 
 
 def of(law, trial, stage="second"):
@@ -51,6 +52,7 @@ def fails(law, trial, word, stage="second"):
 # ------------------------------------------------------------------------------------------------------ the laws hold
 
 
+@pytest.mark.parametrize("trial", ["fp32", "bf16"], indirect=True)
 def test_the_laws_hold_of_a_recipe_whose_code_is_sound(trial):
     verdicts = {}
     for law in LAWS:

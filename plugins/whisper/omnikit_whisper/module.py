@@ -79,7 +79,8 @@ class WhisperEncoder(nn.Module):
 
     def _embedded(self, windows: Sequence[Float[Tensor, "bins _frames"]]) -> Float[Tensor, "N D"]:
         """The windows through both convolutions, with their positions."""
-        dtype, device = self.conv1.weight.dtype, windows[0].device
+        # The norms' type: float32 under autocast, in which frozen convolutions may be held in 16 bits; bf16 where all are.
+        dtype, device = self.layer_norm.weight.dtype, windows[0].device
         frames = [window.shape[1] for window in windows]
         # One sequence of slots. A slot's length is even, so that conv2's stride meets every window alike; at least one
         # frame at its end is empty, so that no kernel of 3 reaches from one window into the next.
@@ -90,7 +91,6 @@ class WhisperEncoder(nn.Module):
         hidden = F.gelu(self.conv2(hidden))
         kept = is_real[::2].nonzero().flatten().to(device)  # found on the CPU, so that the device need not wait
         positions = torch.cat([self.positions[: features_of(count)] for count in frames])
-        # Added in the weights' type: float32 under autocast, bf16 where the weights themselves are.
         return hidden[0].T.index_select(0, kept) + positions.to(dtype)
 
 
