@@ -113,8 +113,10 @@ class Watchdog:
         store = self.world.store
         if store is None:
             return {0: Beat(0, self.moves, self.at)}
-        keys = {rank: f"{self.name}/{rank}" for rank in range(self.world.size)}
-        return {rank: Beat(*json.loads(store.get(key))) if store.check([key]) else UNHEARD for rank, key in keys.items()}
+        keys = [f"{self.name}/{rank}" for rank in range(self.world.size)]
+        return {
+            rank: Beat(*json.loads(store.get(key))) if store.check([key]) else UNHEARD for rank, key in enumerate(keys)
+        }
 
     def _end(self, before: Mapping[int, Beat]) -> None:
         wait = 3 * min(1.0, self.seconds / 5)

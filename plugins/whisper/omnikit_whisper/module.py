@@ -79,7 +79,7 @@ class WhisperEncoder(nn.Module):
 
     def _embedded(self, windows: Sequence[Float[Tensor, "bins _frames"]]) -> Float[Tensor, "N D"]:
         """The windows through both convolutions, with their positions."""
-        # The norms' type: float32 under autocast, in which frozen convolutions may be held in 16 bits; bf16 where all are.
+        # The norms' type: float32 under autocast, where frozen convolutions may be held in 16 bits; bf16 where all is.
         dtype, device = self.layer_norm.weight.dtype, windows[0].device
         frames = [window.shape[1] for window in windows]
         # One sequence of slots. A slot's length is even, so that conv2's stride meets every window alike; at least one
