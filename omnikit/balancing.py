@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from statistics import fmean
 
-from omnikit.recipe import Recipe, trains_within
+from omnikit.recipe import Recipe, recomputes, trains_within
 
 Assignment = list[list[list[int]]]
 """[slot][rank]: numbers of the packs in the rank's micro-batch. One of none is all padding: every rank takes part."""
@@ -47,7 +47,7 @@ def costing(recipe: Recipe, stage: str) -> Callable[[str, int, float], float]:
     """
     used = recipe.stages[stage]
     number = passes(recipe, stage, used.cache)
-    number = {path: passes + (recipe.run.recompute and passes > FORWARD) for path, passes in number.items()}
+    number = {path: count + (recomputes(recipe, path) and count > FORWARD) for path, count in number.items()}
     through = number["backbone"]
     towers = {name: number[f"encoders.{entry.encoder}"] for name, entry in recipe.modalities.items()}
     weights = {

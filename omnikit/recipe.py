@@ -14,7 +14,17 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from omnikit.recipe_changes import changes
-from omnikit.recipe_checks import built, check, frozen_encoders, modules, reach, rule_for, trains_within, within
+from omnikit.recipe_checks import (
+    built,
+    check,
+    frozen_encoders,
+    modules,
+    reach,
+    recomputes,
+    rule_for,
+    trains_within,
+    within,
+)
 from omnikit.recipe_json import json_schema
 from omnikit.recipe_merge import apply_sets, read_recipe
 from omnikit.recipe_schema import (
@@ -54,6 +64,7 @@ __all__ = [
     "load_recipe",
     "modules",
     "reach",
+    "recomputes",
     "rule_for",
     "trains_within",
     "within",

@@ -12,7 +12,17 @@ from pydantic import ValidationError
 from omnikit.recipe_schema import Recipe, Rule
 from omnikit.registry import did_you_mean
 
-__all__ = ["built", "check", "frozen_encoders", "modules", "reach", "rule_for", "trains_within", "within"]
+__all__ = [
+    "built",
+    "check",
+    "frozen_encoders",
+    "modules",
+    "reach",
+    "recomputes",
+    "rule_for",
+    "trains_within",
+    "within",
+]
 
 R = TypeVar("R")
 Found = tuple[tuple[str, ...], str]
@@ -60,6 +70,12 @@ def frozen_encoders(recipe: Recipe, stage: str) -> tuple[str, ...]:
     )
 
 
+def recomputes(recipe: Recipe, component: str) -> bool:
+    """Whether the activations of a component's blocks are computed again in the backward pass."""
+    chosen = recipe.run.recompute
+    return chosen if isinstance(chosen, bool) else component in chosen
+
+
 def trains_within(train: Mapping[str, Rule | Literal["frozen"]], component: str) -> bool:
     """Whether any parameter of a component has a rate."""
     for path, rule in train.items():
@@ -89,6 +105,11 @@ def check(recipe: Recipe) -> Iterator[Found]:
                 yield ("heldout", name, "data", "modalities"), _unknown_modality(modality, recipe)
     if recipe.run.eval and not recipe.heldout:
         yield ("run", "eval"), "there is no held-out data to measure; add `heldout`, or remove it"
+    if not isinstance(recipe.run.recompute, bool):
+        known = modules(recipe)
+        for path in set(recipe.run.recompute) - set(known):
+            text = f"{path[:80]!r} is the path of no component"
+            yield ("run", "recompute"), text + did_you_mean(path, known, "components")
     for name in recipe.stages:
         data = list(_check_data(recipe, name))
         # Without sound data nobody knows what the stage reaches; a wrong guess would hide the real fault.

@@ -271,8 +271,8 @@ class Run(Strict):
     """What concerns the whole run: `save` and `log` count steps, `keep` checkpoints.
 
     `workers` are the processes in which media are opened, so that a decoder that crashes takes only itself with it;
-    with 0 the run does it itself. `recompute` saves memory: the activations of every block are computed again in the
-    backward pass. `cache_bytes` bounds the features of a stage that keeps them.
+    with 0 the run does it itself. `recompute` saves memory: the activations of every block, or of those of some
+    components, are computed again in the backward pass. `cache_bytes` bounds the features of a stage that keeps them.
 
     `shard` is how many ranks hold one copy of the weights between them (by default those of a machine), `compile`
     compiles every block where it stands. `on_nonfinite` says what becomes of a step whose loss or gradient is no finite
@@ -289,7 +289,8 @@ class Run(Strict):
     keep: int = Field(default=2, ge=2)
     log: int = Field(default=10, gt=0)
     workers: int = Field(default=2, ge=0, le=256)
-    recompute: bool = False
+    recompute: bool | list[str] = False
+    """Paths of components (`backbone`, `encoders.vision`), or all of them."""
     cache_bytes: int = Field(default=100_000_000_000, gt=0)
     shard: int | None = Field(default=None, gt=0)
     compile: bool = False

@@ -18,7 +18,8 @@ from omnikit.filling import Display as Filling
 from omnikit.filling import use_features
 from omnikit.ledger import Ledger, Skips
 from omnikit.model import OmniModel
-from omnikit.recipe import Recipe, built, within
+from omnikit.protocols import blocks
+from omnikit.recipe import Recipe, built, recomputes, within
 from omnikit.sample import Layouter
 from omnikit.stages import (
     apply_rules,
@@ -141,8 +142,9 @@ def begin(
 def cut_up(model: OmniModel, recipe: Recipe, world: World) -> None:
     """Recompute and compile blocks as the recipe says, and cut the first rank's model up among all ranks."""
     units = units_of(model)
-    if recipe.run.recompute:
-        recompute(units)
+    for path, component in components(model).items():
+        if recomputes(recipe, path):
+            recompute(blocks(component))
     if recipe.run.compile:
         compile_in_place(units)
     whole = flat_tensors(model)[0]

@@ -119,6 +119,8 @@ def test_recomputing_costs_one_pass_more_wherever_gradients_pass(recipe_of, part
     cost, forward = costing(recipe, "one"), recipe.backbone.cost(40, 0)
     assert cost("image", 40, 1e6) == pytest.approx(3 * forward + 1e6)
     assert cost("audio", 40, 1e6) == pytest.approx(3 * forward + 4e6)
+    recipe = recipe_of({"one": parts.stage({"image": 1, "audio": 1}, train)}, run={"recompute": ["encoders.audio"]})
+    assert costing(recipe, "one")("audio", 40, 1e6) == pytest.approx(2 * forward + 4e6), "of one component alone"
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,11 @@ from safetensors.torch import load_file, save_file
 from omnikit.checking import check_recipe
 from omnikit.component import EncoderConfig, ReaderConfig
 from omnikit.data import branches_of, layouter_of
+from omnikit.distributed import ALONE
 from omnikit.packing import collate, read_items
+from omnikit.protocols import blocks
 from omnikit.recipe import Rule, Schedule
+from omnikit.recipe_checks import check
 from omnikit.stages import (
     apply_rules,
     build,
@@ -25,6 +28,7 @@ from omnikit.stages import (
     trained,
     units_of,
 )
+from omnikit.starting import cut_up
 
 
 def stages_of(parts, train, data=("image", "video", "audio"), **settings):
@@ -453,3 +457,27 @@ def test_a_reader_without_sizes_has_no_row_in_the_table_of_tokens(recipe_of):
 
     found = check_recipe(changed(recipe_of(), "modalities", "image", reader=Bare()))
     assert found["tokens"]["image"] == {} and found["tokens"]["audio"] and found["warnings"] == []
+
+
+def test_components_are_recomputed_as_the_recipe_says(recipe_of, parts):
+    ran = {}
+    for chosen in (False, ["encoders.vision"], ["backbone", "encoders.vision"], True):
+        recipe = recipe_of({"one": parts.stage({"image": 1}, {"rest": 1e-3})}, run={"recompute": chosen})
+        model = build(recipe, frozenset({"image"}))
+        cut_up(model, recipe, ALONE)
+        times = dict.fromkeys(("backbone", "encoders.vision"), 0)
+        for path in times:
+            [*_, block] = blocks(components(model)[path])
+            block.mlp.register_forward_pre_hook(
+                lambda *_, path=path, times=times: times.update({path: times[path] + 1})
+            )
+        model(batch_of(recipe, ["image"] * 2)).total.backward()
+        ran[str(chosen)] = tuple(times.values())
+    assert [*ran.values()] == [(1, 1), (1, 2), (2, 2), (2, 2)], ran
+
+
+def test_a_component_that_is_not_there_cannot_be_recomputed(recipe_of, parts):
+    recipe = recipe_of({"one": parts.stage({"image": 1}, {"rest": 1e-3})}, run={"recompute": ["encoder.vision"]})
+    [(at, told)] = [found for found in check(recipe) if found[0][0] == "run"]
+    assert at == ("run", "recompute")
+    assert told.startswith("'encoder.vision' is the path of no component; did you mean `encoders.vision`?")
