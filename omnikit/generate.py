@@ -4,25 +4,26 @@ Letters: N prompts in a batch, T positions of the longest prompt, S positions so
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from omnikit.blind import blind_branches
 from omnikit.checkpoint import RunFolder
-from omnikit.component import EncoderConfig, Grid, Item, Medium, ReaderConfig, Sample, Turn
-from omnikit.data import branches_of, layouter_of, stand_back
+from omnikit.component import Item, Sample, Turn
+from omnikit.data import layouter_of, stand_back
 from omnikit.export.loading import is_export, load
 from omnikit.model import OmniModel
 from omnikit.packing import collate, positions_of, read_items
 from omnikit.recipe import Recipe, load_recipe
 from omnikit.registry import Registry
-from omnikit.sample import BadSample, Branch, Layout, Layouter, TooLong
+from omnikit.sample import BadSample, Layout, Layouter, TooLong
 from omnikit.sampling import Choose, Sampling, chooser
 from omnikit.stages import build
 from omnikit.starting import ancestors, inherit
@@ -44,6 +45,8 @@ class Run:
         self.layouter = layouter_of(recipe)
         self.context = recipe.backbone.context()
         """Positions that the backbone has been made for, prompt and answer together; None where it knows no bound."""
+        self.checkpoints: list[str] = []
+        """The hashes of those that it was loaded from; of an exported folder there are none."""
 
     @classmethod
     def load(cls, folder: str | Path, registry: Registry | None = None) -> "Run":
@@ -51,9 +54,11 @@ class Run:
         components that are installed.
         """
         folder, registry = Path(folder), registry or Registry.load()
-        recipe, model = load(folder, registry) if is_export(folder) else _trained(folder, registry)
+        recipe, model, hashes = (*load(folder, registry), []) if is_export(folder) else _trained(folder, registry)
         model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(recipe, model)
+        run = cls(recipe, model)
+        run.checkpoints = hashes
+        return run
 
     def answer(
         self, samples: Sequence[Sample], blind: bool = False, max_tokens: int = 64, sampling: Sampling | None = None
@@ -76,7 +81,7 @@ class Run:
         """The number of each sample and its answer, as batches are done; in its stead why it cannot be asked."""
         layouter = self.layouter
         if blind:
-            layouter = Layouter(layouter.chat, layouter.tokenizer, _blind_branches(self.recipe))
+            layouter = Layouter(layouter.chat, layouter.tokenizer, blind_branches(self.recipe))
         lay_out = _or_why(lambda sample: self.prompt(sample, layouter, max_tokens))
         read = _or_why(lambda prompt: read_items((prompt[1],), layouter.branches))
         with ThreadPoolExecutor(self.recipe.run.workers or 2, "read", initializer=stand_back) as pool:
@@ -180,28 +185,36 @@ class Run:
         batch = collate([(layout,) for layout in layouts], items, length).to(self.device)
         embeds, mask = _left_padded(self.model.embed(batch), batch.segments > 0)
         written: list[list[int]] = [[] for _ in layouts]
-        for tokens in self._written(embeds, mask, choose, max(most)):
+        for tokens in self._written(embeds, mask, choose, most):
             for row, token in enumerate(tokens):
                 if len(written[row]) < most[row] and stop not in written[row][-1:]:
                     written[row].append(token)
-            if all(row[-1] == stop for row in written):
+            if all(row[-1] == stop or len(row) == end for row, end in zip(written, most, strict=True)):
                 break
         return [self.layouter.tokenizer.decode([token for token in row if token != stop]) for row in written]
 
     def _written(
-        self, embeds: Float[Tensor, "N T H"], mask: Tensor, choose: Choose, max_tokens: int
+        self, embeds: Float[Tensor, "N T H"], mask: Tensor, choose: Choose, most: Sequence[int]
     ) -> Iterator[list[int]]:
-        """The next token of each prompt, again and again, with a cache."""
+        """The next token of each prompt, again and again, with a cache.
+
+        What follows a prompt's `most` is seen by nobody and takes no position: one beyond the context would change the
+        rotary positions of its neighbours, where they follow the largest of a batch.
+        """
         backbone, cache = self.model.backbone, None
-        for _ in range(max_tokens):
+        ends = torch.tensor(most, device=mask.device)[:, None]
+        for number in range(1, max(most) + 1):
             hidden, cache = backbone.extend(embeds, mask, cache)
             tokens = choose(backbone.head(hidden[:, -1]))
             yield tokens.tolist()
             embeds = backbone.embed(tokens[:, None])
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            mask = torch.cat([mask, (number < ends).to(mask.dtype)], dim=1)
 
 
-def _trained(folder: Path, registry: Registry) -> tuple[Recipe, OmniModel]:
+def _trained(folder: Path, registry: Registry) -> tuple[Recipe, OmniModel, list[str]]:
+    """A run's recipe, its model, and the hashes of its checkpoints: those that a training run makes meanwhile are other
+    ones.
+    """
     path = folder / "recipe.yaml"
     if not path.is_file():
         raise ValueError(f"{folder}: holds no run (no recipe.yaml); give the folder that `omnikit train` wrote")
@@ -209,9 +222,10 @@ def _trained(folder: Path, registry: Registry) -> tuple[Recipe, OmniModel]:
     checkpoints = ancestors(recipe, None, RunFolder(folder))
     if not any(checkpoint.step for checkpoint in checkpoints):
         raise ValueError(f"{folder}: has no checkpoint yet; let `omnikit train` reach its first one")
+    hashes = [checkpoint.hash() for checkpoint in checkpoints]
     model = build(recipe, frozenset(recipe.modalities))
     inherit(model, checkpoints)
-    return recipe, model
+    return recipe, model, hashes
 
 
 def _batches(prompts: Sequence[Indexed], further: int) -> Iterator[list[Indexed]]:
@@ -274,23 +288,3 @@ def _left_padded(embeds: Float[Tensor, "N T H"], real: Tensor) -> tuple[Float[Te
     source = torch.arange(length, device=embeds.device)[None, :] - shift
     mask = (source >= 0).long()
     return embeds.gather(1, source.clamp(min=0)[:, :, None].expand_as(embeds)), mask
-
-
-class _ExampleReader(ReaderConfig):
-    """Reads every medium as its encoder's `example()`."""
-
-    type = "example"
-    encoder: EncoderConfig
-
-    def grids(self, medium: Medium, input: Any) -> list[Grid]:  # noqa: ANN401
-        return [self.encoder.example().grid]
-
-    def read(self, medium: Medium, input: Any, grid: Grid) -> Item:  # noqa: ANN401
-        return self.encoder.example()
-
-
-def _blind_branches(recipe: Recipe) -> Mapping[str, Branch]:
-    return {
-        name: branch._replace(reader=_ExampleReader(encoder=recipe.encoders[recipe.modalities[name].encoder]))
-        for name, branch in branches_of(recipe).items()
-    }

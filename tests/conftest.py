@@ -347,18 +347,28 @@ class Numbers:
 
 
 @pytest.fixture
-def wild(recipe_of):
-    """A run that was never trained, of weights so large that it says something else to everyone."""
+def wild_of(recipe_of):
+    """wild_of(rope_parameters={...}, ...) -> a run that was never trained, of weights so large that it says something
+    else to everyone, with this in its backbone's configuration."""
     from omnikit.data import branches_of
     from omnikit.generate import Run
     from omnikit.sample import Layouter
     from omnikit.stages import build
 
-    recipe = recipe_of(config={"tie_word_embeddings": False})
-    model = build(recipe, frozenset(recipe.modalities))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4 if parameter.ndim > 1 else 1)
-    run = Run(recipe, model)
-    run.layouter = Layouter(recipe.backbone.chat, Numbers(recipe.backbone.tokenizer()), branches_of(recipe))
-    return run
+    def make(**config):
+        recipe = recipe_of(config={"tie_word_embeddings": False, **config})
+        model = build(recipe, frozenset(recipe.modalities))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(4 if parameter.ndim > 1 else 1)
+        run = Run(recipe, model)
+        run.layouter = Layouter(recipe.backbone.chat, Numbers(recipe.backbone.tokenizer()), branches_of(recipe))
+        return run
+
+    return make
+
+
+@pytest.fixture
+def wild(wild_of):
+    """A run that was never trained, of weights so large that it says something else to everyone."""
+    return wild_of()

@@ -5,6 +5,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from io import TextIOWrapper
 
 import typer
 from typer.exceptions import TyperException
@@ -44,6 +45,8 @@ def main(args: Sequence[str] | None = None) -> None:
     0: done. 1: a run stopped itself. 2: something a person can mend, one line on stderr for each fault, never a
     traceback. 75: a run was asked to stop, and has saved. 130: interrupted.
     """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot write a character ends no answer, no table
     with warnings.catch_warnings():
         warnings.showwarning = _warn
         try:

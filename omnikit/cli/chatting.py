@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,9 +54,6 @@ def chat(
     into the terminal) goes with the next message, /reset forgets, /exit or Ctrl-D leaves, Ctrl-C ends an answer.
     """
     media = _options(context.args)
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot write a character ends no answer
-
     from omnikit.conversation import Conversation
     from omnikit.generate import Run
     from omnikit.sampling import Sampling

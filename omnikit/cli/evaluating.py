@@ -96,7 +96,7 @@ def evaluate(
         raise ValueError("omnikit eval: name a benchmark by --bench; omnikit eval --list has them all")
     if report is not None and report.suffix not in (".html", ".md"):
         raise ValueError(f"--report {report}: is neither a .html nor a .md; name one")
-    chosen = {(benchmark := _called(name, registry)).type: benchmark for name in names}
+    chosen = _chosen(names, registry)
     folders = _folders(data, chosen)
     absent = [benchmark.missing(folders.get(name)) for name, benchmark in chosen.items()]
     if any(absent):
@@ -115,7 +115,7 @@ def evaluate(
 
     with redirect_stdout(sys.stderr), counted() as progress:  # what components print is no part of the table
         loaded = Run.load(run, registry)
-        weights = _weights(run, loaded.recipe)
+        weights = _weights(run, loaded.checkpoints)
         evaluated = []
         for name, benchmark in chosen.items():
 
@@ -147,6 +147,19 @@ def _write(path: Path, run: Path, evaluated: "Sequence[tuple[str, Outcome]]") ->
         text = page_of(name, entries, " · ".join(f"{key} {value}" for key, value in versions().items()))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.encode(errors="replace").decode())
+
+
+def _chosen(names: Sequence[str], registry: "Registry") -> "dict[str, BenchmarkConfig]":
+    """The benchmarks by name. Two of the same name would take each other's data and place in the report."""
+    found: dict[str, BenchmarkConfig] = {}
+    said: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        benchmark = _called(name, registry)
+        if (other := said.setdefault(benchmark.type, name)) != name:
+            told = f"is called {benchmark.type}, as --bench {other} is; give one of the files another name"
+            raise ValueError(f"--bench {name}: {told}")
+        found[benchmark.type] = benchmark
+    return found
 
 
 def _called(name: str, registry: "Registry") -> "BenchmarkConfig":
@@ -196,21 +209,15 @@ def _judge(url: str, model: str, key: str, out: Path) -> "Judge":
     return Judge(url or "http://localhost", model, variable, out / "judge.jsonl", replay=not url)
 
 
-def _weights(folder: Path, recipe: Any) -> str:  # noqa: ANN401  (a Recipe, whose module is not needed before)
-    """Identifies the run's weights: of its checkpoints, each of which holds the hash of every file; of an exported
-    folder, its own files'.
+def _weights(folder: Path, checkpoints: Sequence[str]) -> str:
+    """Identifies the run's weights: by the hashes of the checkpoints that were loaded, each of every file; of an
+    exported folder by its own files'.
     """
     import hashlib
 
     from omnikit.cache import digest
-    from omnikit.checkpoint import RunFolder
-    from omnikit.export.loading import is_export
-    from omnikit.starting import ancestors
 
-    if is_export(folder):
-        hashes = [digest(path) for path in sorted(folder.glob("*.safetensors"))]
-    else:
-        hashes = [checkpoint.hash() for checkpoint in ancestors(recipe, None, RunFolder(folder))]
+    hashes = checkpoints or [digest(path) for path in sorted(folder.glob("*.safetensors"))]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

@@ -112,6 +112,8 @@ class Questions(Sequence[Question]):
         columns = self.about.choices
         if isinstance(columns, str):
             value = value_of(row, columns, where)
+            if value is not None and not isinstance(value, list | tuple):
+                raise ValueError(f"{where}: {columns} is {as_text(value)[:40]!r}; a list of choices is needed")
             return [as_text(one) for one in value or []]
         return [as_text(row[column]) for column in columns if value_of(row, column, where) not in (None, "")]
 
@@ -167,12 +169,12 @@ class Questions(Sequence[Question]):
     def _file(self, shown: "Shown", row: Row, where: str) -> Medium:
         names = [filled(template, row, where) for template in shown.path]
         for name in names:
-            path = os.path.normpath(self.folder / name)
-            if not Path(path).is_relative_to(os.path.normpath(self.folder)) or "\0" in name:
+            path = os.path.abspath(self.folder / name)  # of folders such as `..` only that says what lies within
+            if not Path(path).is_relative_to(os.path.abspath(self.folder)) or "\0" in name:
                 raise ValueError(f"{where}: names {name[:80]!r}, which leads out of the data's folder")
             if os.path.isfile(path):
                 return Medium(path, _second(row, shown.start, where), _second(row, shown.end, where))
-        raise ValueError(f"{where}: its {shown.modality} is not there: no file {names[0]} in {self.folder}")
+        raise ValueError(f"{where}: its {shown.modality} is not there: no file {names[0][:200]} in {self.folder}")
 
 
 def _plain(row: Row) -> dict[str, Any]:
@@ -211,7 +213,7 @@ def _second(row: Row, column: str, where: str) -> float | None:
     value = value_of(row, column, where) if column else None
     try:
         return None if value is None or value == "" else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{where}: {column} is {as_text(value)[:40]!r}; seconds are needed") from None
 
 
@@ -227,7 +229,7 @@ def fingerprint(name: str, about: "Definition", folder: Path | None) -> str:
         found.update(f"{file.relative_to(folder)}\0{cache.digest(file)}\n".encode())
     if any(shown.path for shown in about.media):
         for path in sorted(_files_shown(Questions(name, about, folder))):
-            found.update(f"{Path(path).relative_to(os.path.normpath(folder))}\0{os.path.getsize(path)}\n".encode())
+            found.update(f"{Path(path).relative_to(os.path.abspath(folder))}\0{os.path.getsize(path)}\n".encode())
     return found.hexdigest()
 
 

@@ -196,15 +196,32 @@ OPERATIONS: Mapping[str, Callable[[Row, Any, str], Any]] = {
     "field": _field,
 }
 
+_COLUMN = "the name of a column"
+_HOLDS = "a text that holds something"
 _FIELDS = {
-    "place": {"of", "value"},
-    "map": {"of", "to"},
-    "split": {"of", "by", "at"},
-    "remainder": {"of", "by"},
-    "replace": {"of", "old", "new"},
-    "field": {"of", "name"},
+    "place": {"of": _COLUMN, "value": _COLUMN},
+    "map": {"of": _COLUMN, "to": "a mapping"},
+    "split": {"of": _COLUMN, "by": _HOLDS, "at": "a whole number"},
+    "remainder": {"of": _COLUMN, "by": "a whole number from 1"},
+    "replace": {"of": _COLUMN, "old": _HOLDS, "new": "a text"},
+    "field": {"of": _COLUMN, "name": "the name of an entry"},
 }
+"""What an operation needs under each of its keys."""
 _MAY = {"map": {"else"}}
+
+
+def _is(wanted: str, value: object) -> bool:
+    """Whether a value is what `_FIELDS` says in words."""
+    match wanted:
+        case "a mapping":
+            return isinstance(value, Mapping)
+        case "a whole number" | "a whole number from 1":
+            return isinstance(value, int) and not isinstance(value, bool) and (wanted[-1] != "1" or value >= 1)
+    return isinstance(value, str) and (bool(value) or wanted != _HOLDS)
+
+
+def _is_case(case: Mapping[str, Any]) -> bool:
+    return set(case) <= {"when", "text"} and _is("a text", case.get("text")) and _is("a mapping", case.get("when", {}))
 
 
 def checked_operation(operation: dict[str, Any]) -> dict[str, Any]:
@@ -216,16 +233,18 @@ def checked_operation(operation: dict[str, Any]) -> dict[str, Any]:
     [(name, argument)] = operation.items()
     if name in _FIELDS:
         keys = set(argument) if isinstance(argument, Mapping) else set()
-        if not _FIELDS[name] <= keys <= _FIELDS[name] | _MAY.get(name, set()):
-            raise ValueError(
-                f"{name} needs {', '.join(sorted(_FIELDS[name]))}; it has {', '.join(sorted(keys)) or 'none'}"
-            )
+        needed = _FIELDS[name].keys()
+        if not needed <= keys <= needed | _MAY.get(name, set()):
+            raise ValueError(f"{name} needs {', '.join(sorted(needed))}; it has {', '.join(sorted(keys)) or 'none'}")
+        if wrong := [key for key, wanted in _FIELDS[name].items() if not _is(wanted, argument[key])]:
+            told = f"{_FIELDS[name][wrong[0]]}, not {argument[wrong[0]]!r}"
+            raise ValueError(f"{name} needs under {wrong[0]} {told[:120]}")
     elif name in ("list", "first"):
         if not isinstance(argument, list) or not all(isinstance(one, str) for one in argument):
             raise ValueError(f"{name} needs a list of columns")
     elif name == "case":
         for case in argument if isinstance(argument, list) else [None]:
-            if not isinstance(case, Mapping) or not isinstance(case.get("text"), str) or set(case) - {"when", "text"}:
+            if not isinstance(case, Mapping) or not _is_case(case):
                 raise ValueError("case needs a list of {when: {column: value}, text: template}")
             checked_template(case["text"])
     elif not isinstance(argument, str):

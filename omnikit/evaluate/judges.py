@@ -38,6 +38,10 @@ class JudgeFailed(Exception):
     """A question has no grade: the judge did not reply, or nothing that could be read. The others are kept."""
 
 
+class JudgeRefused(ValueError):
+    """No question can get a grade: the judge's address, model or key is wrong."""
+
+
 class _Again(Exception):
     """A try that came to nothing, and how long to wait at least before the next."""
 
@@ -67,13 +71,7 @@ class Judge:
     def __init__(
         self, url: str, model: str, key_from_env: str | None = None, record: Path | None = None, replay: bool = False
     ) -> None:
-        parts = urlsplit(url)
-        if parts.username is not None or parts.password is not None:
-            raise ValueError(
-                "judge: the address holds a name or password; name the variable that holds the key instead"
-            )
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"judge: {url!r} is no address; give one such as http://localhost:8000/v1")
+        _check(url)
         if replay and (record is None or not record.is_file()):
             where = "no file is named" if record is None else f"{record} is no file"
             raise ValueError(f"judge: nothing to replay, {where}; give the recording of an earlier evaluation")
@@ -86,8 +84,8 @@ class Judge:
             self._key()  # so that a missing one is said before the first question is answered
 
     def ask(self, messages: Sequence[Mapping[str, Any]], temperature: float = 0.0) -> str:
-        """The judge's reply to a conversation. `JudgeFailed` where there is none; a ValueError where there never will
-        be: the address, the model or the key is wrong."""
+        """The judge's reply to a conversation. `JudgeFailed` where there is none; `JudgeRefused` where there never
+        will be any."""
         request = {"model": self.model, "messages": list(messages), "temperature": temperature}
         name = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
         with self._lock:
@@ -139,7 +137,7 @@ class Judge:
             if error.code in (400, 413, 422):  # this request's own fault: too long, or not allowed
                 raise JudgeFailed(f"judge {self.model} at {self.url}: {said}") from None
             look = f", or the key in {self._key_from_env}" if self._key_from_env else ""
-            raise ValueError(f"judge: {address}: {said}; check the address, the model {self.model!r}{look}") from None
+            raise JudgeRefused(f"judge: {address}: {said}; check the address, the model {self.model!r}{look}") from None
         except TimeoutError:
             raise _Again(f"no reply within {TIMEOUT:g} s") from None
         except (OSError, http.client.HTTPException) as error:  # refused, reset, closed half-way, no such host
@@ -152,9 +150,23 @@ class Judge:
             return ""
         key = os.environ.get(self._key_from_env, "").strip()
         if not key or not key.isascii() or not key.isprintable():
-            what = "holds what is no key" if key else "is not set"
-            raise ValueError(f"judge: the environment variable {self._key_from_env} {what}; set it to the judge's key")
+            what = f"{self._key_from_env} {'holds what is no key' if key else 'is not set'}"
+            raise JudgeRefused(f"judge: the environment variable {what}; set it to the judge's key")
         return key
+
+
+def _check(url: str) -> None:
+    """Refuse what is no address, before anybody is asked."""
+    if "@" in url.partition("//")[2].partition("/")[0]:
+        raise ValueError("judge: the address holds a name or password; name the variable that holds the key instead")
+    try:
+        parts = urlsplit(url)
+        is_sent = parts.path.isascii() and url.isprintable() and " " not in url  # as http.client wants it
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and is_sent:
+            return
+    except ValueError:  # brackets of no address, a port that is no number
+        pass
+    raise ValueError(f"judge: {url!r} is no address; give one such as http://localhost:8000/v1")
 
 
 def _read(response: Any, deadline: float) -> bytes:  # noqa: ANN401  (an HTTPResponse, or an HTTPError that is one)
@@ -205,7 +217,7 @@ def _retry_after(value: str | None) -> float:
         pass
     try:
         until = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     if until.tzinfo is None:
         until = until.replace(tzinfo=UTC)

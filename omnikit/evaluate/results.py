@@ -98,7 +98,7 @@ class Store:
     def append(self, answers: Iterable[Answer]) -> None:
         """The answers of a chunk, at the end, on disk once this returns."""
         with self._answers.open("ab") as file:
-            file.write("".join(answer.line() for answer in answers).encode())
+            file.write(_bytes("".join(answer.line() for answer in answers)))
             file.flush()
             os.fsync(file.fileno())
 
@@ -113,13 +113,18 @@ def _answer(value: Mapping[str, Any]) -> Answer:
 
 
 def _line(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    return json.dumps(value, ensure_ascii=False, default=str) + "\n"
+
+
+def _bytes(text: str) -> bytes:
+    """In UTF-8; half a character, which rows of JSON can hold and UTF-8 cannot, is "?"."""
+    return text.encode(errors="replace")
 
 
 def _replace(path: Path, text: str) -> None:
     """The file with this text, written under another name, forced to disk, and renamed."""
     new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
+    new.write_bytes(_bytes(text))
     sync(new)
     os.replace(new, path)
 

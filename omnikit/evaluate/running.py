@@ -16,7 +16,7 @@ from omnikit.component import BenchmarkConfig, Sample
 from omnikit.evaluate.benchmark import Grade, Metric, Question
 from omnikit.evaluate.columns import LETTERS
 from omnikit.evaluate.examples import Example, chosen
-from omnikit.evaluate.judges import Judge, JudgeFailed
+from omnikit.evaluate.judges import Judge, JudgeFailed, JudgeRefused
 from omnikit.evaluate.results import Answer, Key, Store
 
 __all__ = ["CHUNK", "Answers", "Asked", "Outcome", "evaluate"]
@@ -221,11 +221,9 @@ def _graded(
         question = questions[index]
         try:
             grade = metric.grade(question, answer.answer, judge)
-        except JudgeFailed as error:
-            failed.append({"id": answer.id, "why": str(error), "kind": "not graded"})
-        except ValueError as error:
-            if metric.judged:  # it may be the judge's address, and would be so for every question
-                raise
+        except JudgeRefused:
+            raise
+        except (JudgeFailed, ValueError) as error:
             failed.append({"id": answer.id, "why": str(error), "kind": "not graded"})
         else:
             graded.append((question._replace(sample=Sample(question.sample.id, ())), grade))

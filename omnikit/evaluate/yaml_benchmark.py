@@ -47,8 +47,9 @@ class Defined(BenchmarkConfig):
         """The metric that the definition names, with its options."""
         from omnikit.evaluate.metrics import metric_of
 
+        measured = self.about.metric
         try:
-            return metric_of(self.about.metric.name, self.about.metric.options)
+            return metric_of(measured.name, measured.options)
         except ValueError as error:
             raise ValueError(f"{type(self).file}: {error}") from error
 

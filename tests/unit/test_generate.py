@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 
+from omnikit.blind import blind_branches
 from omnikit.component import Medium, Sample, Turn
 from omnikit.data import branches_of
 from omnikit.generate import Run
@@ -141,9 +142,7 @@ def test_a_question_with_a_modality_that_the_run_has_not_is_told(loaded):
 
 
 def test_branches_of_the_blind_are_those_of_the_recipe(loaded):
-    from omnikit.generate import _blind_branches
-
-    blind, seeing = _blind_branches(loaded.recipe), branches_of(loaded.recipe)
+    blind, seeing = blind_branches(loaded.recipe), branches_of(loaded.recipe)
     assert blind.keys() == seeing.keys()
     for name, branch in blind.items():
         assert (branch.input, branch.projector) == (seeing[name].input, seeing[name].projector)
@@ -177,6 +176,16 @@ def test_a_prompt_that_has_no_room_in_the_context_is_told(wild):
     wild.context = 2 * length
     [whole] = wild.answer([sample], max_tokens=10_000)
     assert len(whole.split()) == length, "an answer ends where the context does"
+
+
+def test_a_neighbour_whose_context_ends_changes_no_answer(wild_of):
+    """Rotary positions of this type change, for a whole batch, with its largest position."""
+    dynamic = {"rope_type": "dynamic", "factor": 64.0, "rope_theta": 10_000.0}
+    run = wild_of(rope_parameters=dynamic, max_position_embeddings=64)
+    short, long = (Sample(x, (Turn("user", (("text", x),)), Turn("assistant", ()))) for x in ("r?" * 4, "r?" * 13))
+    alone = [run.answer([one], max_tokens=54)[0].split() for one in (short, long)]
+    assert [len(one) for one in alone] == [64 - len(run.layouter(one, answer=False).ids) for one in (short, long)]
+    assert [one.split() for one in run.answer([short, long], max_tokens=54)] == alone
 
 
 def test_what_is_drawn_follows_from_the_seed_and_the_sample_alone(wild, monkeypatch):

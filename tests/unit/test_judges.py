@@ -195,6 +195,7 @@ def test_retry_after_is_heeded(server, monkeypatch):
     monkeypatch.setattr(judges.time, "sleep", pauses.append)
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     held = ["7", "0.5", soon, "100000"]
+    assert not any(map(judges._retry_after, ("soon", "nan", "-3", f"Wed, 21 Oct {'9' * 20} 07:28:00 GMT")))
     server.plans = [refuse(429, Retry_After=value) for value in held]
     assert Judge(server.url, "m").ask(HELLO) == "yes"
     assert pauses[:2] == [7, 0.5] and 25 < pauses[2] <= 30 and pauses[3] == judges.LONGEST_PAUSE
@@ -243,15 +244,22 @@ def test_too_much_is_not_read(server, monkeypatch):
     assert Judge(server.url, "m").ask(HELLO) == "yes" and len(server.asked) == 2
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8000/v1", "file:/etc/passwd", "ftp://host/v1", "http://", "http:///v1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "localhost:8000/v1", "file:/etc/passwd", "ftp://host/v1", "http://", "http:///v1", "http://host:v1"),
+        *("http://host:99999/v1", "http://[::1/v1", "http://a b/v1", "http://host/v\n1", "http://host/vé"),
+    ],
+)
 def test_an_address_that_is_none(url):
     with pytest.raises(ValueError, match=r"judge: .* is no address; give one such as http://localhost:8000/v1"):
         Judge(url, "m")
 
 
-def test_an_address_may_hold_no_password():
+@pytest.mark.parametrize("host", ["host", "host:v1", "[::1"])
+def test_an_address_may_hold_no_password(host):
     with pytest.raises(ValueError, match="judge: the address holds a name or password") as caught:
-        Judge("https://me:hunter2@host/v1", "m")
+        Judge(f"https://me:hunter2@{host}/v1", "m")
     assert "hunter2" not in str(caught.value)
 
 
