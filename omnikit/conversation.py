@@ -29,6 +29,8 @@ class Conversation:
     def __init__(self, run: Run, max_tokens: int = 256, sampling: Sampling | None = None) -> None:
         """Answers have `max_tokens` tokens at most; without `sampling` they are of the likeliest ones."""
         self.run, self.max_tokens, self.sampling = run, max_tokens, sampling
+        self.is_reading = False
+        """Whether a message's media are being read and encoded: what is raised then leaves it unsaid."""
         self.reset()
 
     def reset(self) -> None:
@@ -56,10 +58,13 @@ class Conversation:
     def say(self, content: Content) -> Iterator[str]:
         """The pieces of the answer to a turn of texts and media in any order, as they are written."""
         model, stop = self.run.model, self.run.layouter.stop
-        layout = self._turn(content)
-        items = read_items((layout,), self.run.layouter.branches)
-        batch = collate([(layout,)], items, len(layout.ids)).to(self.run.device)
-        embeds = model.embed(batch)
+        self.is_reading = True
+        try:
+            layout = self._turn(content)
+            items = read_items((layout,), self.run.layouter.branches)
+            embeds = model.embed(collate([(layout,)], items, len(layout.ids)).to(self.run.device))
+        finally:
+            self.is_reading = False
         pieces = _Pieces(self.run.layouter.tokenizer.decode)
         for _ in range(self.run.most(self.positions + embeds.shape[1], self.max_tokens)):
             mask = torch.ones(1, self.positions + embeds.shape[1], dtype=torch.long, device=embeds.device)

@@ -1,6 +1,7 @@
 """`omnikit chat`."""
 
 import json
+import os
 import shlex
 import signal
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import unquote
 
 import typer
 
@@ -91,14 +93,22 @@ def _medium(where: str, name: str, file: str, modalities: Collection[str]) -> "t
 
     if name not in modalities:
         raise ValueError(f"{where}: the run has no modality {name!r}{did_you_mean(name, modalities, 'modalities')}")
-    if not Path(file).is_file():
-        raise ValueError(f"{where}: there is no file {file}")
-    return name, Medium(str(Path(file).absolute()))
+    path = _path(file)
+    if not os.path.isfile(path):
+        raise ValueError(f"{where}: there is no file {path}")
+    return name, Medium(os.path.abspath(path))
+
+
+def _path(file: str) -> str:
+    """The path that a name of a file means, which may be a file:// URL or begin with ~."""
+    if file.startswith("file://"):
+        return "/" + unquote(file.removeprefix("file://").partition("/")[2])
+    return os.path.expanduser(file)
 
 
 def _say(talk: "Conversation", content: "Content", as_json: bool) -> None:
     """Say it, and print the answer as it is written."""
-    with _interruptible() as is_enough:
+    with _interruptible(talk) as is_enough:
         pieces = []
         for piece in talk.say(content):
             pieces.append(piece)
@@ -110,10 +120,18 @@ def _say(talk: "Conversation", content: "Content", as_json: bool) -> None:
 
 
 @contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C ends the answer after the token that is being written, so that what was said stays whole."""
+def _interruptible(talk: "Conversation") -> Iterator[Callable[[], bool]]:
+    """Ctrl-C ends the answer after the token that is being written, so that what was said stays whole; before the first
+    one, while media are read, it is a KeyboardInterrupt.
+    """
     asked: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+
+    def stop(number: int, _: object) -> None:
+        asked.append(number)
+        if talk.is_reading:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, stop)
     try:
         yield lambda: bool(asked)
     finally:
@@ -123,12 +141,15 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 def _converse(talk: "Conversation", modalities: Collection[str], as_json: bool) -> None:
     """Lines of standard input to the end. On a terminal they are asked for, and what is wrong with one is said."""
     is_terminal = sys.stdin.isatty()
+    asking = "you: " if is_terminal else ""
     with suppress(ImportError):
         import readline  # noqa: F401  (a line can be edited, and be longer than 4,095 bytes)
     waiting: Content = []
     while True:
         try:
-            line = input("you: " if is_terminal else "").strip()
+            if as_json:  # of which the prompt is no part
+                print(asking, end="", file=sys.stderr, flush=True)
+            line = input("" if as_json else asking).strip()
         except EOFError:
             return
         if line == "/exit":
@@ -148,6 +169,10 @@ def _converse(talk: "Conversation", modalities: Collection[str], as_json: bool) 
             if not is_terminal:
                 raise
             print(error, file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            if not is_terminal:
+                raise
+            print("\nthe message was broken off before its answer, and is as if unsaid", file=sys.stderr, flush=True)
 
 
 def _command(line: str, modalities: Collection[str]) -> "tuple[str, Medium]":
@@ -156,20 +181,25 @@ def _command(line: str, modalities: Collection[str]) -> "tuple[str, Medium]":
     if name not in modalities:
         known = ", ".join(f"/{modality} FILE" for modality in modalities)
         raise ValueError(f"/{name}: is no command; there are {known}, /reset, /exit")
-    try:
-        [file] = shlex.split(rest)
-    except ValueError:  # no file, several, or a quote that is part of the name
-        file = rest.strip()
-    return _medium(line, name, file, modalities)
+    several = [files for files in _files(rest.strip()) if len(files) == 1]
+    [file] = next((files for files in several if os.path.isfile(_path(files[0]))), several[-1])
+    return _medium(line[:200], name, file, modalities)
 
 
 def _dropped(line: str, modalities: Collection[str]) -> "Content":
     """The media of a line that is nothing but paths of files, as terminals write those that are dropped on them."""
     from omnikit.media.kinds import kind_of
 
-    with suppress(ValueError):  # a quotation mark without its other one
-        files = [part.removeprefix("file://") for part in shlex.split(line)]
-        kinds = [kind_of(file) for file in files]
-        if all(kind in modalities and Path(file).is_file() for kind, file in zip(kinds, files, strict=True)):
+    for files in _files(line):
+        paths = [_path(file) for file in files]
+        kinds = [kind_of(path) for path in paths]
+        if all(kind in modalities and os.path.isfile(path) for kind, path in zip(kinds, paths, strict=True)):
             return [_medium(file, str(kind), file, modalities) for kind, file in zip(kinds, files, strict=True)]
     return []
+
+
+def _files(text: str) -> Iterator[list[str]]:
+    """What a text may name: one file, as it stands, or those that a shell would read out of it."""
+    yield [text]
+    with suppress(ValueError):  # a quotation mark without its other one
+        yield shlex.split(text)

@@ -6,10 +6,12 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -536,6 +538,57 @@ def test_a_line_that_cannot_be_done_is_told_and_on_a_terminal_the_conversation_g
     assert code == 0 and len(err) == 1 and err[0].startswith(expected) and out.endswith("turn 3\nyou: ")
 
 
+@pytest.mark.parametrize("name", ["a b.png", "it's.png", "50%20 of 'it'.png", 'say "x".png', "é漢.png", "a\\b.png"])
+def test_a_file_is_found_however_a_terminal_writes_its_path(omnikit, run, said, world, monkeypatch, tmp_path, name):
+    path = shutil.copy(world / "0.png", tmp_path / name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    backslashed = re.sub(r"([ '\"\\])", r"\\\1", str(path))
+    written = [str(path), shlex.quote(str(path)), backslashed, path.as_uri(), f"file://here{path.as_uri()[7:]}"]
+    lines = [*written, " ".join(written[1:4]), f"~/{name}", *(f"/image {one}" for one in (*written, f"~/{name}"))]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([*lines, "so?"])))
+    code, _, err = omnikit("chat", run[0])
+    assert (code, err) == (0, []) and said == ["reset", [*[("image", name)] * (len(lines) + 2), "so?"]]
+
+
+@pytest.mark.parametrize("line", ["/image " + "a" * 5000, "a" * 5000 + ".png", "/image \0.png", "~nobody/\0.png"])
+def test_what_can_be_no_name_of_a_file_ends_no_conversation(omnikit, run, said, monkeypatch, line):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal(f"{line}\nred?"))
+    code, _, err = omnikit("chat", run[0])
+    assert code == 0 and said[-1] == ["red?"] and len(err) == line.startswith("/image")
+
+
+def test_ctrl_c_while_media_are_read_leaves_the_message_unsaid(omnikit, run, monkeypatch, world):
+    """It waits for no decoder, and the conversation goes on; where nobody types, it ends."""
+    from omnikit import conversation
+
+    read, asked = conversation.read_items, []
+
+    def slow(layouts, branches):
+        asked.append(len(layouts[0].places))
+        if asked[-1]:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        return read(layouts, branches)
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(conversation, "read_items", slow)
+    began = time.monotonic()
+    expected = json.loads(omnikit("chat", run[0], "-m", "red?", "--json")[1])
+    monkeypatch.setattr(sys, "stdin", Terminal(f"/image {world / '0.png'}\ncolour?\nred?"))
+    code, out, err = omnikit("chat", run[0], "--json")
+    assert code == 0 and [json.loads(line) for line in out.splitlines()] == [expected], "no prompt is part of JSON"
+    assert err[1] == "the message was broken off before its answer, and is as if unsaid"
+    assert omnikit("chat", run[0], "-m", "colour?", "--image", world / "0.png")[:2] == (130, "")
+    assert asked == [0, 1, 0, 1] and time.monotonic() - began < 50
+
+
 def test_a_file_that_cannot_be_read_spoils_one_message_and_not_those_after_it(omnikit, run, monkeypatch, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
 
@@ -545,7 +598,7 @@ def test_a_file_that_cannot_be_read_spoils_one_message_and_not_those_after_it(om
 
     monkeypatch.setattr(sys, "stdin", Terminal(f"/image {tmp_path / 'a.png'}\nred?\ngreen?"))
     code, out, err = omnikit("chat", run[0], "--json")
-    assert code == 0 and len(err) == 1 and "the message: image: " in err[0]
+    assert code == 0 and len(err) == 2 and "the message: image: " in err[0]
     assert out.count('{"answer": ') == 1
 
 
