@@ -224,18 +224,6 @@ def wait_for(happened, timeout=PATIENCE):
         time.sleep(0.01)
 
 
-def wait_for_lines(folder, number, timeout=PATIENCE, check=lambda: None):
-    """Until a run has logged `number` new steps, by a start that first forgets those after its last checkpoint."""
-    until, last, new = time.monotonic() + timeout, lines_of(folder), 0
-    while new < number:
-        assert time.monotonic() < until, f"no {number} new steps in {timeout} s"
-        check()
-        time.sleep(0.002)
-        at = lines_of(folder)
-        new += max(0, at - last)
-        last = at
-
-
 def metrics_of(folder):
     """The lines of metrics.jsonl without what is measured."""
     return [

@@ -1,6 +1,7 @@
 """The faults, by name. Each is put into omnikit from outside, in the rank that it is for; `step` counts from 1."""
 
 import gc
+import itertools
 import json
 import os
 import signal
@@ -43,6 +44,17 @@ def _at_step(do):
     omnikit.train.rate_factor = rate_factor
 
 
+def _at_save(do):
+    """Call do(step) when a checkpoint begins to be written, in the thread that writes it."""
+    save = omnikit.checkpoint.save
+
+    def saving(folder, *rest, **named):
+        do(int(folder.name.removeprefix("step-")))
+        return save(folder, *rest, **named)
+
+    omnikit.checkpoint.save = saving
+
+
 def _forward(change):
     """Pass what the model's forward gives through change(model, batch, step, loss)."""
     _at_step(lambda step: now.update(step=step))
@@ -67,6 +79,33 @@ def die(rank, step, mark, number=int(signal.SIGKILL)):
             if at == step and _once(mark):
                 _say(f"signal {number} at step {step}")
                 os.kill(os.getpid(), number)
+
+        _at_step(do)
+
+
+def hold(rank, steps, more):
+    """A rank says when this start has made so many steps, and after `more` others waits to be killed."""
+    if rank == RANK:
+        counted = itertools.count()
+
+        def do(_):
+            made = next(counted)
+            if made == steps:
+                _say(f"{steps} steps are made")
+            elif made == steps + more:
+                time.sleep(300)
+
+        _at_step(do)
+
+
+def wait_for_file(rank, step, path):
+    """A rank begins a step once a file is there, which is written beside the training; for a minute at most."""
+    if rank == RANK:
+
+        def do(at):
+            until = time.monotonic() + 60
+            while at == step and not os.path.exists(path) and time.monotonic() < until:
+                time.sleep(0.01)
 
         _at_step(do)
 
@@ -190,31 +229,31 @@ def nonfinite(what, rank, steps, value):
 
 
 def limit_files(rank, step, size):
-    """From a step on no file that a rank writes may be longer (RLIMIT_FSIZE), as on a disk that is full."""
+    """From a step's checkpoint on no file that a rank writes may be longer (RLIMIT_FSIZE), as on a full disk."""
     if rank == RANK:
         import resource
 
         def do(at):
             if at == step:
-                _say(f"no file may be longer than {size} bytes from step {step} on")
+                _say(f"no file may be longer than {size} bytes from the checkpoint of step {step} on")
                 resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
-        _at_step(do)
+        _at_save(do)
 
 
 def fail_sync(rank, step, code):
-    """From a step on forcing a file to disk fails with this errno (a quota, a disk gone read-only, a bad disk)."""
+    """From a step's checkpoint on forcing a file to disk fails with this errno (a quota, a read-only or bad disk)."""
     if rank == RANK:
-        sync = omnikit.checkpoint.sync
+        sync, saved = omnikit.checkpoint.sync, [0]
 
         def failing(path):
-            if now["step"] >= step:
+            if saved[-1] >= step:
                 _say(f"errno {code} ({os.strerror(code)}) as {path} is synced")
                 raise OSError(code, os.strerror(code))  # as fsync does: it knows no name
             sync(path)
 
         omnikit.checkpoint.sync = failing
-        _at_step(lambda at: now.update(step=at))
+        _at_save(saved.append)
 
 
 def vanish(rank, step, folder):

@@ -4,7 +4,7 @@ import itertools
 import json
 
 import pytest
-from harness import metrics_of
+from harness import PATIENCE, metrics_of
 
 KINDS = ("text", "image", "audio", "video")
 SUBSETS = [found for size in range(1, 5) for found in itertools.combinations(KINDS, size)]
@@ -65,11 +65,10 @@ def test_every_subset_against_every_other_on_two_ranks(ranks, recipe, tmp_path, 
 
 def _run(ranks, recipe, cases, size, folder, held=None):
     out = folder / f"{size}-{held}.jsonl"
-    started = ranks.run(
-        recipe, json.dumps(cases), str(out), held, ranks=size, call="cases:subsets", timeout=60 + 2 * len(cases)
-    )
+    patience = PATIENCE + 2 * len(cases)
+    told = (recipe, json.dumps(cases), str(out), held)
+    ranks.run(*told, ranks=size, call="cases:subsets", timeout=patience, limit=patience + 60)
     check(out, cases, size)
-    assert max(started.seconds) < 60 + 2 * len(cases)
 
 
 def test_with_accumulation_a_rank_may_lack_a_modality_in_each_micro_batch(ranks, recipe, tmp_path):
