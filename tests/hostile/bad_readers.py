@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import time
 
 import numpy as np
@@ -75,14 +76,22 @@ class Bad(ReaderConfig):
     makes = Pixels
     surveys: bool = False
     """Misbehave when surveying already."""
+    alarm: float = 0.0
+    """Seconds until the worker's own alarm, in place of those that it was given."""
 
     def grids(self, medium, input):
+        self.put_off()
         if self.surveys:
             WAYS[medium.source]()
         return [GRID]
 
+    def put_off(self):
+        if self.alarm:
+            signal.setitimer(signal.ITIMER_REAL, self.alarm)
+
     def read(self, medium, input, grid):
         source = medium.source
+        self.put_off()
         if source in WAYS:
             WAYS[source]()
         if source == "prints":

@@ -26,6 +26,8 @@ from omnikit.reading import Reading
 INPUT = Pixels(size=4, patch=2)
 LIMITS = MediaLimits(read_seconds=100.0, memory_bytes=2**28)
 SHORT = MediaLimits(read_seconds=0.5)
+PUT_OFF = 50.0
+"""Seconds until a worker's own alarm, where the run is to be first: on a busy machine it may be seconds late."""
 SAID = {
     "abort": r"the decoder died of it \(SIGABRT\); replace the file",
     "segfault": r"the decoder died of it \(SIGSEGV\); replace the file",
@@ -55,17 +57,18 @@ def pid_of(value):
 @pytest.mark.parametrize("way", bad_readers.WAYS)
 def test_a_reader_that_misbehaves_is_one_line_and_the_next_medium_is_read(way):
     limits = SHORT if "limit of 0.5 s" in SAID[way] else LIMITS
+    late = PUT_OFF if limits is SHORT else 0.0
     began = time.monotonic()
     for call in (
-        lambda: read(way, limits=limits),
-        lambda: Reading(limits, 1).grids(Bad(surveys=True), Medium(way), INPUT),
+        lambda: read(way, reader=Bad(alarm=late), limits=limits),
+        lambda: Reading(limits, 1).grids(Bad(surveys=True, alarm=late), Medium(way), INPUT),
     ):
         with pytest.raises(MediaError) as caught:
             call()
         message = str(caught.value)
         assert message.startswith(f"{way}: "), "it names the medium"
         assert re.fullmatch(f"{way}: {SAID[way]}", message), message
-    assert time.monotonic() - began < 60, "nobody waits for a dead worker"
+    assert time.monotonic() - began < LIMITS.read_seconds, "nobody waits for a dead worker"
     assert pid_of(read("good")) not in (0, os.getpid())
     assert len(reading._idle) == 1 and not reading._busy
 
@@ -124,7 +127,7 @@ def test_workers_are_kept_and_there_are_no_more_than_asked_for():
 def test_a_worker_that_died_idle_is_replaced_and_no_medium_blamed():
     first = pid_of(read("good"))
     os.kill(first, signal.SIGKILL)
-    gone(first)
+    reading._idle[0].process.join(60)  # a zombie is gone, but its server may not have told of it yet
     assert pid_of(read("good")) != first
 
 
@@ -190,8 +193,9 @@ def test_nobody_waits_for_ever_for_a_worker_that_cannot_even_be_killed():
     first = pid_of(read("good"))
     reading._idle[0].process = Held(reading._idle[0].process)
     with pytest.raises(MediaError, match="takes longer to read than the limit"):
-        read("spin", limits=SHORT)
+        read("spin", reader=Bad(alarm=PUT_OFF), limits=SHORT)
     assert patience and None not in patience
+    os.kill(first, signal.SIGKILL)
     gone(first)
 
 
@@ -312,7 +316,7 @@ time.sleep(60)
 
 @pytest.mark.parametrize("hang", ["spin", "sleep with the lock"])
 def test_when_the_run_is_killed_its_workers_go_even_one_that_hangs(hang):
-    run = program(BUSY.format(hang=hang), seconds=3)
+    run = program(BUSY.format(hang=hang), seconds=6)
     pids = [int(pid) for pid in run.stdout.readline().split()]
     assert len(pids) == 3 and all(map(runs, pids))
     run.kill()
@@ -325,8 +329,8 @@ def test_ctrl_c_is_the_runs_own_business():
     run = program(
         """
         read("good")
-        print(*pids(), flush=True)
         try:
+            print(*pids(), flush=True)
             while True:
                 read("good")
         except KeyboardInterrupt:
