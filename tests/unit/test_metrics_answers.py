@@ -155,6 +155,13 @@ def test_any_text_is_graded_and_wrong(name, answer):
     assert grade.right == 0 and grade.counts == (0, 1)
 
 
+@pytest.mark.parametrize("name", ["relaxed", "anls", "contains", "choice_or_words"])
+@pytest.mark.parametrize("answer", ["", " \n"])
+def test_an_empty_answer_is_wrong_even_where_nothing_is_right(name, answer):
+    grade = METRICS[name]().grade(ask(["", "the", ""]), answer, None)
+    assert grade.right == 0 and grade.counts == (0, 1)
+
+
 @pytest.mark.parametrize("name", ["vqa", "relaxed", "anls", "contains"])
 @pytest.mark.parametrize("reference", [None, 5, [], [1], {"a": "b"}])
 def test_a_reference_that_is_no_text_is_named(name, reference):

@@ -235,6 +235,9 @@ def test_mathvista_by_judge(question, reply, right):
     [
         (ask("1"), "answer_type None is none of text, integer, float, list"),
         (maths("float", "1.0"), "extra has no precision"),
+        (maths("float", "1.0", precision=float("inf")), "extra has no precision"),
+        (maths("float", "1.0", precision=float("nan")), "extra has no precision"),
+        (maths("float", "1.0", precision=-1), "extra has no precision"),
         (maths("integer", "many"), "'many' is no integer"),
         (maths("text", "C", ("a", "b")), "the reference 'C' is not one of its choices"),
     ],

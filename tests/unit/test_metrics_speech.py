@@ -192,6 +192,7 @@ def test_bleu_by_hand():
     assert score.value == pytest.approx(100 * 2.718281828 ** (-0.25))
 
 
-def test_bleu_wants_a_reference():
-    with pytest.raises(ValueError, match=r"^q: the reference None is neither a text nor a list"):
-        METRICS["bleu"](tokenize="zh").grade(ask(None), "a", None)
+@pytest.mark.parametrize("reference", [None, 5, [], [1], ["a", None], {"a": "b"}])
+def test_bleu_wants_a_reference(reference):
+    with pytest.raises(ValueError, match=r"^q: the reference .* is neither a text nor a list"):
+        METRICS["bleu"](tokenize="zh").grade(ask(reference), "a", None)

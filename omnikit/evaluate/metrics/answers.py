@@ -63,7 +63,7 @@ class Relaxed(Metric):
     def grade(self, question: Question, answer: str, judge: "Judge | None") -> Grade:
         """Right when it agrees with any of the accepted answers."""
         taken = answer.strip()
-        right = float(any(self._agree(text.strip(), taken) for text in _texts(question)))
+        right = float(any(self._agree(text.strip(), taken) for text in _texts(question)) and bool(taken))
         return Grade(taken, right, (right, 1.0))
 
     def score(self, graded: Graded) -> Score:
@@ -98,7 +98,7 @@ class Anls(Metric):
         taken = " ".join(answer.lower().split())
         texts = [" ".join(text.lower().split()) for text in _texts(question)]
         best = max(Levenshtein.normalized_similarity(text, taken) for text in texts)
-        right = best if best >= self.threshold else 0.0
+        right = best if taken and best >= self.threshold else 0.0
         return Grade(taken, right, (right, 1.0))
 
     def score(self, graded: Graded) -> Score:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from omnikit.evaluate.judges import Judge
 
 TYPES = ("text", "integer", "float", "list")
+MOST_DECIMALS = 15
 _PROMPT = AfterValidator(lambda prompt: checked(prompt, ("question", "answer")))
 
 
@@ -42,7 +43,8 @@ class MathVista(Metric):
         kind = question.extra.get("answer_type")
         if kind not in TYPES:
             raise ValueError(f"{question.id}: answer_type {kind!r} is none of {', '.join(TYPES)}")
-        if kind == "float" and not isinstance(question.extra.get("precision"), int | float):
+        decimals = question.extra.get("precision")
+        if kind == "float" and not (isinstance(decimals, int | float) and 0 <= decimals <= MOST_DECIMALS):
             raise ValueError(f"{question.id}: extra has no precision, the decimals by which floats are compared")
         wanted = _wanted(question)
         taken, note = self._by_rule(question, answer), ""

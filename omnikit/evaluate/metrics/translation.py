@@ -32,7 +32,8 @@ class Bleu(Metric):
     def grade(self, question: Question, answer: str, judge: "Judge | None") -> Grade:
         """`right` is the sentence's own BLEU by 100; counts are lengths (answer, reference), matches, n-grams."""
         references = [question.reference] if isinstance(question.reference, str) else question.reference
-        if not isinstance(references, list | tuple) or not references:
+        is_list = isinstance(references, list | tuple) and bool(references)
+        if not is_list or not all(isinstance(text, str) for text in references):
             raise ValueError(f"{question.id}: the reference {references!r} is neither a text nor a list of texts")
         found = _bleu(self.tokenize).sentence_score(answer, list(references))
         counts = (found.sys_len, found.ref_len, *found.counts, *found.totals)
