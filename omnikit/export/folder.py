@@ -36,7 +36,7 @@ from omnikit.strictyaml import write
 
 SHARD = "5GB"
 ANSWER = 64
-"""Tokens of an answer at most, unless `generate` is told otherwise: as `omnikit chat` does."""
+"""Tokens of an answer at most, unless `generate` is told otherwise: as many as `Run.answer` gives it."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -153,15 +153,18 @@ def portable(recipe: Recipe) -> dict[str, Any]:
         for name in weights_of(component):
             # The backbone's are named all the same: its tokenizer is read from there.
             entry[name] = "./" if path == "backbone" and entry[name] is not None else None
-    return _without_folders(tree)
+    return {key: _without_folders(value, key in ("data", "heldout")) for key, value in tree.items()}
 
 
-def _without_folders(node: Any) -> Any:  # noqa: ANN401
+def _without_folders(node: Any, is_data: bool) -> Any:  # noqa: ANN401
+    """Of data every absolute path is cut; elsewhere it is one if it is there: "/no_think" is a text of the chat."""
     if isinstance(node, dict):
-        return {key: _without_folders(value) for key, value in node.items()}
+        return {key: _without_folders(value, is_data) for key, value in node.items()}
     if isinstance(node, list):
-        return [_without_folders(value) for value in node]
-    return os.path.basename(os.path.normpath(node)) if isinstance(node, str) and os.path.isabs(node) else node
+        return [_without_folders(value, is_data) for value in node]
+    if not isinstance(node, str) or not os.path.isabs(node) or not (is_data or os.path.exists(node)):
+        return node
+    return os.path.basename(os.path.normpath(node)) or node
 
 
 def _write_tokenizer(folder: Path, tokenizer: Any, stop: str) -> int:  # noqa: ANN401  (it ships no types)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from omnikit.checkpoint import RunFolder, flat_tensors
 from omnikit.cli import main
 from omnikit.component import Medium, Sample, Turn
-from omnikit.export.folder import export
+from omnikit.export.folder import export, portable
 from omnikit.export.loading import is_export, load
 from omnikit.export.packaging import packaged
 from omnikit.export.sources import NotCopied, Sources
@@ -421,6 +421,16 @@ def test_a_folder_with_other_tensors_is_refused(folder, third, tmp_path):
         save_file(wrong, copied / "model.safetensors")
         with pytest.raises(ValueError, match=reason):
             load(copied, third)
+
+
+def test_texts_that_begin_as_paths_do_stay_as_they_are(recipe_of, parts, world):
+    chat = {**parts.backbone["chat"], "system": "/no_think", "open": "//"}
+    chat["prefix"] = {**chat["prefix"], "system": "/ "}
+    recipe = recipe_of(backbone={**parts.backbone, "chat": chat, "words": ["/", "//"]})
+    found = portable(recipe)
+    assert found["backbone"] == recipe.backbone.model_dump(mode="json", by_alias=True)
+    assert {entry["path"] for entry in found["data"].values()} == {f"{name}.jsonl" for name in recipe.data}
+    assert str(world) not in str(found)
 
 
 def test_a_backbone_of_other_weights_brings_its_tokenizer_along(recipe_of, parts, registry, tmp_path, monkeypatch):
