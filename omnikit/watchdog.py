@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from statistics import median
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 from torch import nn
 
@@ -26,6 +26,8 @@ LEAST = 0.1
 """Seconds a step by which it is slower, at least: of toys nobody need know."""
 STEPS = 10
 """Over about so many steps, and not sooner."""
+LOOKS = 5
+"""Times that a rank publishes before it counts as stopped, once nothing moves."""
 
 
 class Beat(NamedTuple):
@@ -93,16 +95,23 @@ class Watchdog:
         return self.at.partition(": ")[0]
 
     def _watch(self) -> None:
-        for tick in itertools.count(1):
-            try:
+        looks, before = 0, dict[int, Beat]()
+        try:
+            for tick in itertools.count(1):
                 self._publish(Beat(tick, self.moves, self.at))
                 if self._ended.wait(min(1.0, self.seconds / 5)):
                     return
-                if time.monotonic() - self.moved > self.seconds:
-                    self._end(self._beats())
-            except RuntimeError:  # the store is gone, and with it the rank or the launcher that keeps it
-                if not self._ended.is_set():
-                    self._leave_run("the first rank, or what started it, is gone")
+                if time.monotonic() - self.moved <= self.seconds:
+                    looks = 0
+                    continue
+                # A rank that is here too goes on publishing meanwhile, or the others would take it for a stopped one.
+                before = before if looks else self._beats()
+                looks += 1
+                if looks > LOOKS:
+                    looks = self._end(before)
+        except RuntimeError:  # the store is gone, and with it the rank or the launcher that keeps it
+            if not self._ended.is_set():
+                self._leave_run("the first rank, or what started it, is gone")
 
     def _publish(self, beat: Beat) -> None:
         if self.world.store is not None:
@@ -118,21 +127,18 @@ class Watchdog:
             rank: Beat(*json.loads(store.get(key))) if store.check([key]) else UNHEARD for rank, key in enumerate(keys)
         }
 
-    def _end(self, before: Mapping[int, Beat]) -> None:
-        wait = 3 * min(1.0, self.seconds / 5)
-        if self._ended.wait(wait):
-            return
-        self._publish(Beat(sys.maxsize, self.moves, self.at))
+    def _end(self, before: Mapping[int, Beat]) -> int:
+        """End the run, unless a rank has gone on since `before`: then 0."""
         beats = self._beats()
-        alive = [rank for rank, beat in beats.items() if beat.tick != before[rank].tick] or [self.world.rank]
         if any(beats[rank].moves != before[rank].moves for rank in beats):
-            return  # it went on meanwhile
-        if self.world.rank != min(alive):
-            time.sleep(wait)  # the one that speaks is heard first
+            return 0
+        if self.world.store is not None and self.world.store.add(f"{self.name}/told", 1) > 1:
+            time.sleep(LOOKS)  # the one that speaks is heard first
             os._exit(1)
-        self._leave_run(told_of(beats, set(beats) - set(alive), self.seconds))
+        stopped = {rank for rank, beat in beats.items() if beat.tick == before[rank].tick} - {self.world.rank}
+        self._leave_run(told_of(beats, stopped, self.seconds))
 
-    def _leave_run(self, told: str) -> None:
+    def _leave_run(self, told: str) -> NoReturn:
         remedy = "the same command again goes on from the last checkpoint"
         print(f"{told}; the run is ended: {remedy}", file=sys.stderr, flush=True)
         os._exit(1)

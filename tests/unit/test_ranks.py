@@ -230,6 +230,24 @@ def test_a_rank_that_was_never_heard_is_named():
     assert ended.returncode == 1 and ended.stderr.startswith(told), ended.stderr
 
 
+def test_of_two_ranks_that_wait_the_one_behind_is_named_and_by_one_of_them_alone():
+    """Both find out at the same time, and neither takes the other for stopped."""
+    code = (
+        "import time, torch\n"
+        "from omnikit.distributed import ALONE\n"
+        "from omnikit.watchdog import Watchdog\n"
+        "store = torch.distributed.HashStore()\n"
+        "worlds = [ALONE._replace(rank=rank, size=2, store=store) for rank in (0, 1)]\n"
+        "with Watchdog('one', {}, worlds[1], 2.0) as waits, Watchdog('one', {}, worlds[0], 2.0) as behind:\n"
+        "    waits.move('step 1: reading'), waits.move('step 1: model'), behind.move('step 1: reading')\n"
+        "    time.sleep(60)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("nothing has moved for 2 s: rank 0 at step 1: reading; the others wait for it;")
+
+
 def test_a_watchdog_leaves_nothing_behind():
     module, threads = torch.nn.Linear(1, 1), threading.active_count()
     with Watchdog("one", {"a": module}, ALONE, 1000):
