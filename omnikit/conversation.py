@@ -38,6 +38,8 @@ class Conversation:
         self.positions = 0
         """How many the cache holds."""
         self._cache: Any = None
+        self._is_torn = False
+        """Whether something was raised while a token was computed: nobody knows then what the cache holds."""
         self._unfed: list[int] = []
         """Tokens that were said and are not in the cache: the last one of an answer."""
         self._choose = chooser(self.sampling, ["conversation"])
@@ -68,10 +70,12 @@ class Conversation:
         pieces = _Pieces(self.run.layouter.tokenizer.decode)
         for _ in range(self.run.most(self.positions + embeds.shape[1], self.max_tokens)):
             mask = torch.ones(1, self.positions + embeds.shape[1], dtype=torch.long, device=embeds.device)
+            self._is_torn = True
             hidden, self._cache = model.backbone.extend(embeds, mask, self._cache)
             self.positions = mask.shape[1]
             tokens = self._choose(model.backbone.head(hidden[:, -1]))
             self._unfed = [int(tokens)]
+            self._is_torn = False
             if self._unfed == [stop]:
                 break
             if piece := pieces.add(int(tokens)):
@@ -84,6 +88,8 @@ class Conversation:
         """What follows what the cache holds: the end of the last answer, the user's turn, the beginning of the next."""
         if not any(value for _, value in content):
             raise ValueError("the message is empty; write something, or give a medium")
+        if self._is_torn:
+            raise ValueError("the conversation was broken off within a token, and is of no use; reset it")
         turns = (Turn("user", tuple(content)), Turn("assistant", ()))
         if self.positions:  # behind an answer, for what the chat format puts there; what it said is in the cache
             turns = (Turn("assistant", ()), *turns)

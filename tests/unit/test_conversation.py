@@ -126,6 +126,26 @@ def test_an_answer_that_is_broken_off_is_closed_where_it_was(wild, said):
     assert "".join(talk.say(said[1])) == "".join(short.say(said[1]))
 
 
+@pytest.mark.parametrize("turn", [0, 1])
+def test_what_is_raised_within_a_token_spoils_the_conversation_until_it_is_reset(wild, said, monkeypatch, turn):
+    """Such as a KeyboardInterrupt in a notebook, some layers after the first: their caches are of different lengths."""
+    expected = ["".join(Conversation(wild, TOKENS).say(said[0]))]
+    talk, last = Conversation(wild, TOKENS), wild.model.backbone.blocks[-1]
+    for content in said[:turn]:
+        "".join(talk.say(content))
+
+    def interrupted(*arguments, **rest):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(last, "forward", interrupted)
+        "".join(talk.say(said[turn]))
+    with pytest.raises(ValueError, match="the conversation was broken off within a token, and is of no use; reset it"):
+        talk.ask("sure?")
+    talk.reset()
+    assert ["".join(talk.say(said[0]))] == expected
+
+
 def test_reset_forgets(wild, said):
     for sampling in (None, Sampling(temperature=30.0)):
         talk = Conversation(wild, TOKENS, sampling)
