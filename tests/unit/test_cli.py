@@ -444,6 +444,8 @@ def test_bars_show_loss_speed_and_time_left(capsys):
 
 def test_work_in_parts_has_a_bar_for_each_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")  # where CI's is dumb, or colours are not wanted, bars look otherwise
+    monkeypatch.delenv("NO_COLOR", raising=False)
     with counted() as progress:
         progress("data.[red]", 1, 2)
         progress("stages", 0, 4)
