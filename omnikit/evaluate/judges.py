@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 TIMEOUT = 120.0
@@ -230,22 +230,25 @@ def _retry_after(value: str | None) -> float:
 def _recorded(path: Path, mend: bool) -> dict[str, str]:
     """The replies of a recording by hash. A last line that a killed process left unfinished is dropped, and with `mend`
     cut off; any other that is no recorded reply is a ValueError that names it."""
-    *lines, last = path.read_bytes().split(b"\n")
-    replies = dict[str, str]()
-    for number, line in enumerate(lines, 1):
-        found = _entry(line)
-        if found is None:
-            raise ValueError(
-                f"{path}:{number}: is no recorded reply; give a judge's recording, or a file that is not yet"
-            )
-        replies.setdefault(*found)
-    if last and (found := _entry(last)):  # all but the end of the line was written
-        replies.setdefault(*found)
+    with path.open("r+b" if mend else "rb") as file:
         if mend:
-            with path.open("ab") as file:
+            _lock(file)
+        data = file.read()
+        *lines, last = data.split(b"\n")
+        replies = dict[str, str]()
+        for number, line in enumerate(lines, 1):
+            found = _entry(line)
+            if found is None:
+                raise ValueError(
+                    f"{path}:{number}: is no recorded reply; give a judge's recording, or a file that is not yet"
+                )
+            replies.setdefault(*found)
+        if last and (found := _entry(last)):  # all but the end of the line was written
+            replies.setdefault(*found)
+            if mend:
                 file.write(b"\n")
-    elif last and mend:
-        os.truncate(path, path.stat().st_size - len(last))
+        elif last and mend:
+            file.truncate(len(data) - len(last))
     return replies
 
 
@@ -263,6 +266,16 @@ def _append(path: Path, entry: Mapping[str, Any]) -> None:
     """A line at the end of the recording, on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
+        _lock(file)
         file.write(json.dumps(entry).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _lock(file: BinaryIO) -> None:
+    """Wait until no other evaluation reads or writes the recording: half of what it writes is not to be mended."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)

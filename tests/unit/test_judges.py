@@ -393,3 +393,22 @@ def test_kill_9_loses_nothing_that_was_paid_for(server, tmp_path):
     # Each is asked once, but for at most one a kill whose reply was still on its way.
     asked = [request["messages"][0]["content"] for _, request in server.asked]
     assert len(asked) - len(set(asked)) <= 3
+
+
+def test_what_another_evaluation_is_writing_is_waited_for_and_not_mended(server, tmp_path):
+    import fcntl
+
+    record = tmp_path / "judge.jsonl"
+    Judge(server.url, "m", record=record).ask(HELLO)
+    whole = record.read_bytes()
+    record.write_bytes(whole[:20])
+    began = []
+    with record.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        other = threading.Thread(target=lambda: began.append(Judge(server.url, "m", record=record)))
+        other.start()
+        time.sleep(0.3)
+        assert not began
+        file.write(whole[20:])
+    other.join()
+    assert record.read_bytes() == whole and began[0].ask(HELLO) == "yes" and len(server.asked) == 1
