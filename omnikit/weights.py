@@ -52,12 +52,11 @@ def fetched(weights: str, files: Sequence[str]) -> Path:
     if Path(weights).is_file():
         raise ValueError(f"weights: {weights} is a file; give the folder that it is in")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     name, _, revision = weights.partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(files)))
-    except (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except Exception as error:  # also its client's own, where a line breaks half-way
         raise ValueError(
             f"weights: {weights} is neither a folder here nor a hub id that can be reached "
             f"({type(error).__name__}); give the path of a Hugging Face folder, or connect to the hub"

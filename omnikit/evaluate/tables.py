@@ -72,16 +72,16 @@ def located(name: str, about: "Definition", folder: Path | None) -> Path:
 
 
 def _from_hub(name: str, about: "Definition", patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import constants, snapshot_download
 
     hub, revision = about.data.hub, about.data.revision or None
     try:
         return Path(snapshot_download(hub, repo_type="dataset", revision=revision, allow_patterns=patterns))
-    except (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except Exception as error:  # also its client's own, where a line breaks half-way
         raise ValueError(
             f"{name}: its data is not here: the hub's data set {hub} is neither in the cache nor to be reached "
-            f"({type(error).__name__}); {about.fetch.strip()} (or --data {name}=FOLDER)"
+            f"(looked in {constants.HF_HUB_CACHE}; {type(error).__name__}); {about.fetch.strip()} "
+            f"(or --data {name}=FOLDER)"
         ) from error
 
 

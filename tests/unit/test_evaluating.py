@@ -13,6 +13,7 @@ from omnikit.evaluate.definition import Files, read_definition
 from omnikit.evaluate.judges import JudgeFailed
 from omnikit.evaluate.running import Asked
 from omnikit.evaluate.tables import opened
+from omnikit.weights import fetched
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = """
@@ -453,8 +454,22 @@ def test_absent_data_of_several_benchmarks_is_said_at_once(omnikit, tmp_path, mo
     assert err[0].startswith(
         "mmlu: its data is not here: the hub's data set cais/mmlu is neither in the cache nor to be reached"
     )
+    assert f"(looked in {tmp_path / 'hub'}; LocalEntryNotFoundError); it comes from the hub by itself" in err[0]
     assert err[1].startswith("kespeech: give its folder by --data kespeech=FOLDER; ask for KeSpeech at")
     assert err[2].startswith(f"cmmlu: no file **/test/*.csv in {tmp_path}; download cmmlu_v1_0_1.zip")
+
+
+def test_a_download_that_breaks_off_is_a_line(omnikit, monkeypatch):
+    from huggingface_hub.errors import HfHubHTTPError
+
+    def breaks(*_, **__):
+        raise HfHubHTTPError.__mro__[1]("peer closed connection")  # of the client that the hub's library uses
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", breaks)
+    code, _, err = omnikit("eval", "run", "--bench", "mmlu")
+    assert code == 2 and len(err) == 1 and "cais/mmlu is neither in the cache nor to be reached" in err[0]
+    with pytest.raises(ValueError, match="weights: a/b is neither a folder here nor a hub id that can be reached"):
+        fetched("a/b", ["config.json"])
 
 
 def test_a_judged_benchmark_wants_a_judge_before_the_run_is_loaded(omnikit, registry):
