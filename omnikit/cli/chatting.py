@@ -53,7 +53,8 @@ def chat(
 
     One question: -m TEXT, and media before it as --image FILE, --video FILE, --audio FILE or whatever modalities the
     run has, in any number and order. Without any it is a conversation, line by line: /image FILE (or a file dropped
-    into the terminal) goes with the next message, /reset forgets, /exit or Ctrl-D leaves, Ctrl-C ends an answer.
+    into the terminal) goes with the next message, /reset forgets, /exit or Ctrl-D leaves, Ctrl-C ends an answer; while
+    media are read it takes the message back.
     """
     media = _options(context.args)
     from omnikit.conversation import Conversation
