@@ -79,6 +79,11 @@ class Begun:
             "ties": flat_tensors(self.model)[1],
         }
 
+    def unchanged(self) -> dict[str, Tensor]:
+        """What is saved as step 0. Not to be kept: frozen layers are held in other memory soon."""
+        tensors = flat_tensors(self.model)[0]
+        return {name: tensors[name] for name in self.lasting}
+
     def tensors(self) -> dict[str, Tensor]:
         """What is saved after a step. The next stage begins with a fresh optimizer: the last step needs none."""
         state = {} if self.step == self.steps else optimizer_tensors(self.model, self.optimizer)

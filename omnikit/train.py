@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from omnikit.account import Account, Outcome
 from omnikit.balancing import uneven_places
 from omnikit.checking import check_data, check_recipe
-from omnikit.checkpoint import BAD, RunFolder, flat_tensors
+from omnikit.checkpoint import BAD, RunFolder
 from omnikit.data import Step, layouter_of
 from omnikit.distributed import World, alone, local, sum_replicas
 from omnikit.heldout_loss import HeldOut
@@ -126,8 +126,7 @@ def train_stage(
         Watchdog(name, _watched(model, recipe), world, recipe.run.hang) as watchdog,
     ):
         if begun.lasting:
-            tensors = flat_tensors(model)[0]
-            saver.save(name, 0, {path: tensors[path] for path in begun.lasting}, begun.state(), recipe.run.keep)
+            saver.save(name, 0, begun.unchanged(), begun.state(), recipe.run.keep)
         if bf16:
             hold_frozen(model, torch.bfloat16)
         ended = time.perf_counter()

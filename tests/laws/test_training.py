@@ -5,9 +5,11 @@ import math
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from omnikit.checkpoint import MEASURED, RunFolder
 from omnikit.data import Position, StageData, layouter_of
+from omnikit.kernels import hold_frozen
 from omnikit.packing import Batch
 from omnikit.stages import apply_rules, rules_by_parameter, trained
 from omnikit.starting import start_of
@@ -455,6 +457,24 @@ def test_frozen_weights_held_in_bf16_change_no_bit_and_come_back_whole(
     assert [line["loss"] for line in held.metrics()] == [line["loss"] for line in plain.metrics()]
     whole = tensors_of(held.beginning("first").folder)["encoders.vision.tower.encoder.layers.0.mlp.fc1.weight"]
     assert whole.dtype == torch.float32 and not torch.equal(whole, whole.bfloat16().float())
+
+
+def test_what_frozen_weights_were_held_in_before_is_given_back(recipe_of, parts, tmp_path, monkeypatch):
+    stores, lost = [], []
+
+    def holding(model, dtype):
+        before = [(one, StorageWeakRef(one.untyped_storage())) for one in model.parameters()]
+        hold_frozen(model, dtype)
+        stores.extend(store for one, store in before if one.dtype == dtype)
+
+    class Counting(Observed):
+        def step(self, record):
+            lost.append(sum(store.expired() for store in stores))
+
+    monkeypatch.setattr("omnikit.train.hold_frozen", holding)
+    entry = parts.stage({"mixed": 1}, {"modalities": 1e-2, "rest": "frozen"}, steps=2)
+    train(recipe_of({"only": entry}, run={"precision": "bf16"}), tmp_path, Counting())
+    assert lost[-1] == len(stores) > 10, "once step 0 is written, which the checkpoint of step 2 waits for"
 
 
 def test_recomputing_changes_no_weight(recipe_of, parts, tmp_path, tensors_of):
