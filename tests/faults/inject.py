@@ -71,6 +71,11 @@ def small_windows():
     omnikit.mixing.WINDOW, omnikit.mixing.PACKS = 16, 0
 
 
+def hold_frozen_whole():
+    """Frozen layers stay in float32, also in bf16."""
+    omnikit.train.hold_frozen = lambda model, dtype: None
+
+
 def die(rank, step, mark, number=int(signal.SIGKILL)):
     """A rank ends itself as a step begins, in the first start alone."""
     if rank == RANK:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from harness import metrics_of
+from harness import check_same, metrics_of
 from torch.distributed.checkpoint import load
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
@@ -58,6 +58,21 @@ def test_four_ranks_to_any_number_and_back_is_bitwise_the_same(ranks, odd, saved
             assert all(torch.equal(found[name], tensor) for name, tensor in first.items())
         files = len([*(there / "omni/step-000002").glob("*.safetensors")])
         print(f"injected: 4 ranks -> {size} (run.shard {held}) -> 4: {len(first)} tensors bitwise, {files} files there")
+
+
+@pytest.mark.parametrize(("size", "held"), [(2, 2), (4, 2)])
+def test_frozen_layers_in_16_bits_change_no_bit_on_several_ranks(ranks, toy, parts, tmp_path, size, held):
+    """Blocks that are frozen whole, in part and not at all; a frozen root with tied embeddings; hybrid sharding."""
+    train = {"backbone.model.layers.0": "frozen", "backbone.model.layers.1.mlp": 1e-3, "encoders.vision": 1e-3}
+    stages = {
+        "some": parts.stage({"image": 1, "audio": 1}, {**train, "rest": "frozen"}, steps=2, batch=BATCH),
+        "all": parts.stage({"image": 1, "audio": 1}, {"rest": 1e-3}, steps=2, batch=BATCH),
+    }
+    recipe = toy("held", stages, run={"precision": "bf16", "shard": held})
+    for name, faults in (("as it is", []), ("whole", [("hold_frozen_whole", {})])):
+        ranks.run("train", recipe, "--out", tmp_path / name, ranks=size, faults=faults)
+    check_same(tmp_path / "whole", tmp_path / "as it is", tuple(stages))
+    print(f"injected: frozen layers in float32 beside those in 16 bits, {size} ranks, run.shard {held}")
 
 
 def read_by(folder):
