@@ -180,8 +180,8 @@ def _command(line: str, modalities: Collection[str]) -> "tuple[str, Medium]":
     """`/image picture.png`."""
     name, _, rest = line[1:].partition(" ")
     if name not in modalities:
-        known = ", ".join(f"/{modality} FILE" for modality in modalities)
-        raise ValueError(f"/{name}: is no command; there are {known}, /reset, /exit")
+        known = ", ".join([*(f"/{modality} FILE" for modality in modalities), "/reset", "/exit"])
+        raise ValueError(f"/{name[:60]}: is no command; there are {known}")
     several = [files for files in _files(rest.strip()) if len(files) == 1]
     [file] = next((files for files in several if os.path.isfile(_path(files[0]))), several[-1])
     return _medium(line[:200], name, file, modalities)

@@ -126,14 +126,18 @@ def _rules(train: Mapping[str, Any]) -> str:
 def _figures(run: Path) -> str:
     """The held-out table of the run's report, where there is one."""
     path = run / "report.json"
-    tables = json.loads(path.read_text(encoding="utf-8"))["heldout"] if path.is_file() else {}
-    if not tables:
+    try:
+        tables = json.loads(path.read_text(encoding="utf-8"))["heldout"] if path.is_file() else {}
+        rows = [
+            f"| {key} | {one['samples']:,} | {one['metric']} ({one['better']} is better) | {one['score']:.1%} | "
+            f"{one['chance']:.1%} | {one['blind']:.1%} |"
+            for key, one in tables.items()
+        ]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        told = f"is damaged ({error}); let `omnikit train` make it again, or remove it"
+        raise ValueError(f"{path}: {told}") from error
+    if not rows:
         return "The run was not measured on held-out data."
-    rows = [
-        f"| {key} | {one['samples']:,} | {one['metric']} ({one['better']} is better) | {one['score']:.1%} | "
-        f"{one['chance']:.1%} | {one['blind']:.1%} |"
-        for key, one in tables.items()
-    ]
     told = (
         "Of the finished run, on data that it was not trained on. *Chance* knows the question alone, *blind* is the "
         "model without its media."

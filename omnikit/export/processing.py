@@ -124,7 +124,9 @@ class OmnikitProcessor(ProcessorMixin):
 
 
 def _turn(message: Message) -> Turn:
-    content = message["content"]
+    content = message.get("content")
+    if "role" not in message or not isinstance(content, str | list | tuple):
+        raise ValueError(f"a message is {dict(message)}; write {{'role': ..., 'content': a text or a list}}")
     if isinstance(content, str):
         return Turn(message["role"], (("text", content),))
     return Turn(message["role"], tuple(_entry(entry) for entry in content))

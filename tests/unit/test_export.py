@@ -386,6 +386,17 @@ def test_the_card_has_the_figures_of_the_report(run, third, tmp_path):
     assert "| pictures | 1,800 | exact (higher is better) | 94.4% | 35.6% | 33.3% |" in text
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"heldout": {"pictures": {"samples": 3}}}', '{"heldout": [1]}'])
+def test_a_report_that_is_damaged_is_named(run, third, tmp_path, text):
+    (run / "report.json").write_text(text)
+    try:
+        with pytest.raises(ValueError, match=r"report\.json: is damaged \(.*\); let `omnikit train` make it again"):
+            export(run, tmp_path / "it", third)
+    finally:
+        (run / "report.json").unlink()
+    assert not list(tmp_path.iterdir())
+
+
 def test_omnikit_itself_loads_the_folder(folder, third, own, samples, tmp_path):
     assert is_export(folder) and not is_export(tmp_path)
     recipe, model = load(folder, third)
@@ -642,3 +653,13 @@ def test_a_component_that_cannot_be_exported_is_named(third, run, tmp_path, monk
         module.write_text(text)
     told = "encoders.series: the encoder pulse cannot be exported: thirdparty_pulse.module:1: imports secret_kernels, "
     assert [str(error).startswith(told) for error in raised.value.exceptions] == [True]
+
+
+@pytest.mark.parametrize("message", [{}, {"role": "user"}, {"role": "user", "content": None}, {"content": "red?"}])
+def test_a_message_that_is_none_is_named(message):
+    from omnikit.export.processing import _turn
+
+    with pytest.raises(
+        ValueError, match=r"^a message is \{.*\}; write \{'role': \.\.\., 'content': a text or a list\}"
+    ):
+        _turn(message)
