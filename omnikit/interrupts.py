@@ -22,7 +22,8 @@ class Interrupted(Exception):
 class Requests:
     """While entered, the first of these signals is remembered in `asked`, and a second one ends the process at once.
 
-    Of the same kind and within `SAME` seconds it is no second one.
+    Of the same kind and within `SAME` seconds it is no second one. After Interrupted this holds for good: the process
+    is about to leave, and one that comes late must not kill it before it has said so.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,8 @@ class Requests:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        if kind is not None and issubclass(kind, Interrupted):
+            return
         for number, before in self._before.items():
             signal.signal(number, before)  # type: ignore[arg-type]
 

@@ -170,6 +170,20 @@ def test_a_second_signal_ends_the_process_at_once():
     assert (ended.returncode, ended.stdout, ended.stderr) == (TRY_AGAIN, "still here\n", "")
 
 
+def test_a_signal_that_comes_late_does_not_kill_who_is_leaving():
+    """The launcher passes on what a rank has got already; it may come when the run has left its context."""
+    code = (
+        "import signal; from omnikit.interrupts import Interrupted, Requests\n"
+        "try:\n"
+        "    with Requests():\n"
+        "        signal.raise_signal(signal.SIGTERM); raise Interrupted('saved')\n"
+        "except Interrupted as error:\n"
+        "    signal.raise_signal(signal.SIGTERM); print(error)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "saved\n", "")
+
+
 def test_nobody_is_asked_outside_the_main_thread():
     before = signal.getsignal(signal.SIGTERM)
     with Requests():
