@@ -19,11 +19,16 @@ class Interrupted(Exception):
     """The run was asked to stop, and has saved."""
 
 
+def leave() -> None:
+    """From here on the process only leaves: a signal that comes late does not kill it before it has said why."""
+    for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Requests:
     """While entered, the first of these signals is remembered in `asked`, and a second one ends the process at once.
 
-    Of the same kind and within `SAME` seconds it is no second one. After Interrupted this holds for good: the process
-    is about to leave, and one that comes late must not kill it before it has said so.
+    Of the same kind and within `SAME` seconds it is no second one.
     """
 
     def __init__(self) -> None:
@@ -39,8 +44,6 @@ class Requests:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        if kind is not None and issubclass(kind, Interrupted):
-            return
         for number, before in self._before.items():
             signal.signal(number, before)  # type: ignore[arg-type]
 

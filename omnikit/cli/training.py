@@ -73,7 +73,7 @@ def train(
 def _run(path: Path, sets: list[str], folder: Path) -> dict[str, Any] | None:
     """Train, and measure: the report, on the rank that made it."""
     from omnikit.distributed import joined
-    from omnikit.interrupts import TRY_AGAIN, Interrupted
+    from omnikit.interrupts import TRY_AGAIN, Interrupted, leave
     from omnikit.report import report
     from omnikit.train import TrainingStopped
     from omnikit.train import train as train_recipe
@@ -94,6 +94,7 @@ def _run(path: Path, sets: list[str], folder: Path) -> dict[str, Any] | None:
                     print(error, file=sys.stderr)
                 raise typer.Exit(1) from None
             except Interrupted as error:
+                leave()
                 display.note(f"{error}; the same command again goes on from there")
                 raise typer.Exit(TRY_AGAIN) from None
     return report(folder, lambda text: print(text, file=sys.stderr, flush=True)) if world.is_first else None

@@ -170,18 +170,22 @@ def test_a_second_signal_ends_the_process_at_once():
     assert (ended.returncode, ended.stdout, ended.stderr) == (TRY_AGAIN, "still here\n", "")
 
 
-def test_a_signal_that_comes_late_does_not_kill_who_is_leaving():
-    """The launcher passes on what a rank has got already; it may come when the run has left its context."""
+def test_a_signal_that_comes_late_does_not_kill_who_is_leaving(recipe_of, parts, tmp_path):
+    """The launcher passes on what a rank has got already; it may come when the training has let go of its handlers."""
     code = (
-        "import signal; from omnikit.interrupts import Interrupted, Requests\n"
-        "try:\n"
-        "    with Requests():\n"
-        "        signal.raise_signal(signal.SIGTERM); raise Interrupted('saved')\n"
-        "except Interrupted as error:\n"
-        "    signal.raise_signal(signal.SIGTERM); print(error)\n"
+        "import signal, sys; import omnikit.train; from omnikit.cli import main\n"
+        "from omnikit.interrupts import Interrupted\n"
+        "def stopped(*_): raise Interrupted('saved')\n"
+        "omnikit.train.train = stopped\n"
+        "from omnikit.cli.watching import Lines\n"
+        "Lines.note = lambda self, text: (signal.raise_signal(signal.SIGTERM), print(text))\n"
+        "main(['train', sys.argv[1]])\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "saved\n", "")
+    path = tmp_path / "toy.yaml"
+    path.write_text(dump_recipe(recipe_of({"one": parts.stage({"text": 1}, {"rest": 1e-3})})))
+    ended = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == TRY_AGAIN, ended.stderr
+    assert ended.stdout.startswith("saved; the same command again goes on")
 
 
 def test_nobody_is_asked_outside_the_main_thread():
