@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 
 from omnikit.cache import sync
 from omnikit.component import BackboneConfig, EncoderConfig
-from omnikit.distributed import ALONE, World
+from omnikit.distributed import ALONE, World, local
 from omnikit.indexing import Note
 from omnikit.recipe import Recipe, changes, dump_recipe
 from omnikit.strictyaml import read_file
@@ -46,6 +46,8 @@ MEASURED = frozenset({"wait", "seconds", "tokens_per_second", "mfu", "memory"})
 BAD = "bad_samples.jsonl"
 STATE = "state.json"
 LOCK = "lock"
+FILE = 256 * 2**20
+"""Bytes of a file of tensors, at most where no tensor is larger: writing one takes twice as much memory besides."""
 BEGINNING = frozenset({LOCK, "lock.json", "lock.json.tmp", "recipe.yaml.tmp"})
 """What a run that was killed as it began can have left."""
 
@@ -88,7 +90,7 @@ def save(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], 
     world.agree(prepare, world.side)
     _expect_one_process()
     alone = world.size == 1
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=not alone)
+    writer = HuggingFaceStorageWriter(str(folder), _files_of(tensors), save_distributed=not alone)
     try:
         dcp.save(dict(tensors), storage_writer=writer, process_group=world.side, no_dist=alone)
     except CheckpointException as error:  # no Exception, and a page of traces
@@ -98,6 +100,17 @@ def save(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], 
         raise ValueError(f"{folder}: cannot be written ({reason}); {remedy}") from error
     if world.is_first:
         _commit(folder, state)
+
+
+def _files_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """In which file each tensor goes, from 1: the writer makes all of a file in memory before it writes any of it."""
+    number, size, found = 1, 0, dict[str, int]()
+    for name, tensor in tensors.items():
+        own = local(tensor).nbytes
+        if size and size + own > FILE:
+            number, size = number + 1, 0
+        found[name], size = number, size + own
+    return found
 
 
 def _commit(folder: Path, state: Mapping[str, Any]) -> None:

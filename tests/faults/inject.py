@@ -71,6 +71,11 @@ def small_windows():
     omnikit.mixing.WINDOW, omnikit.mixing.PACKS = 16, 0
 
 
+def small_files():
+    """Files of a checkpoint of 8 kB, so that there are several of a rank."""
+    omnikit.checkpoint.FILE = 8192
+
+
 def hold_frozen_whole():
     """Frozen layers stay in float32, also in bf16."""
     omnikit.train.hold_frozen = lambda model, dtype: None

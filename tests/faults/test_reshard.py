@@ -31,7 +31,9 @@ BATCH = {"length": 48, "packs": 4, "micro": 1}
 def saved(request, ranks, odd, tmp_path_factory):
     """A run of four ranks, whose step 2 holds the optimizer's state."""
     folder = tmp_path_factory.mktemp("four") / "run"
-    ranks.run("train", odd, "--out", folder, "--set", f"run.shard={request.param}", ranks=4)
+    arguments = ("train", odd, "--out", folder, "--set", f"run.shard={request.param}")
+    ranks.run(*arguments, ranks=4, faults=[("small_files", {})])
+    assert len([*(folder / "omni/step-000002").glob("*.safetensors")]) > 8, "several files of each rank"
     return folder
 
 

@@ -46,6 +46,22 @@ def test_what_is_saved_comes_back_bitwise(tmp_path):
     assert verify(tmp_path / "step-000001") is None
 
 
+def test_a_file_holds_so_many_bytes_unless_a_tensor_is_larger(tmp_path, monkeypatch):
+    monkeypatch.setattr("omnikit.checkpoint.FILE", 100)
+    tensors = {
+        name: torch.randn(size) for name, size in (("a", 10), ("b", 15), ("c", 1), ("d", 60), ("e", 2), ("f", 2))
+    }
+    save(tmp_path / "one", tensors, {})
+    held = []
+    for path in sorted((tmp_path / "one").glob("*.safetensors")):
+        with safe_open(path, framework="pt") as opened:
+            held.append(sorted(opened.keys()))
+    assert held == [["a", "b"], ["c"], ["d"], ["e", "f"]]
+    filled = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    assert load_into(tmp_path / "one", filled) == set(tensors) and verify(tmp_path / "one") is None
+    assert all(torch.equal(filled[name], tensor) for name, tensor in tensors.items())
+
+
 def test_loading_fills_what_is_asked_for_and_says_what_it_filled(tmp_path):
     save(tmp_path / "s", TENSORS, {})
     wanted = {"a.weight": torch.zeros(3, 4), "b.weight": torch.zeros(2)}
