@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -109,12 +109,35 @@ def evaluate(
             f"{', '.join(judged)}: answers are graded by a judge; give --judge URL and --judge-model MODEL"
         )
 
+    try:
+        evaluated = _evaluated(run, chosen, folders, limit, out, grader)
+    except KeyboardInterrupt:
+        print("stopped; answers are kept, and the same command again goes on from there", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if report is not None:
+        _write(report, run, evaluated)
+    scores = [{"benchmark": name, **outcome.score, "folder": str(outcome.folder)} for name, outcome in evaluated]
+    if as_json:
+        print(json.dumps({"run": str(run), "scores": scores}, indent=1, ensure_ascii=False))
+    else:
+        _print(scores)
+
+
+def _evaluated(
+    run: Path,
+    chosen: "Mapping[str, BenchmarkConfig]",
+    folders: Mapping[str, Path],
+    limit: int | None,
+    out: Path,
+    grader: "Judge | None",
+) -> "list[tuple[str, Outcome]]":
+    """What each benchmark came to."""
     from omnikit.evaluate.running import Asked
     from omnikit.evaluate.running import evaluate as ask
     from omnikit.generate import Run
 
     with redirect_stdout(sys.stderr), counted() as progress:  # what components print is no part of the table
-        loaded = Run.load(run, registry)
+        loaded = Run.load(run)
         weights = _weights(run, loaded.checkpoints)
         evaluated = []
         for name, benchmark in chosen.items():
@@ -124,13 +147,7 @@ def evaluate(
 
             asked = Asked(benchmark, folders.get(name), limit)
             evaluated.append((name, ask(loaded, asked, weights, out, grader, told)))
-        if report is not None:
-            _write(report, run, evaluated)
-    scores = [{"benchmark": name, **outcome.score, "folder": str(outcome.folder)} for name, outcome in evaluated]
-    if as_json:
-        print(json.dumps({"run": str(run), "scores": scores}, indent=1, ensure_ascii=False))
-    else:
-        _print(scores)
+    return evaluated
 
 
 def _write(path: Path, run: Path, evaluated: "Sequence[tuple[str, Outcome]]") -> None:

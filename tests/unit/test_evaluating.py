@@ -436,6 +436,18 @@ def test_eval_refuses_in_a_line(omnikit, arguments, expected):
     assert err[0].startswith(expected)
 
 
+def test_ctrl_c_leaves_a_line(omnikit, trained, numbers, monkeypatch, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "evaluate", interrupted)
+    _, folder = numbers()
+    definition = next(folder.parent.glob("*.yaml"))
+    asked = ("--bench", str(definition), "--data", f"{definition.stem}={folder}", "--out", str(tmp_path / "out"))
+    code, _, told = omnikit("eval", trained, *asked)
+    assert (code, told[-1]) == (130, "stopped; answers are kept, and the same command again goes on from there")
+
+
 def test_a_mistyped_run_is_not_made_by_asking_a_judge(omnikit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = ("--data", f"mmvet={ROOT / 'omnikit/evaluate/rows/mmvet'}")
