@@ -25,18 +25,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from omnikit.cache import sync
 from omnikit.component import BackboneConfig, EncoderConfig
-from omnikit.distributed import ALONE, World, local
+from omnikit.distributed import ALONE, World
 from omnikit.indexing import Note
 from omnikit.recipe import Recipe, changes, dump_recipe
 from omnikit.strictyaml import read_file
+from omnikit.tensorfiles import write
 from omnikit.versions import versions
 
 COMMIT = "COMMIT"
@@ -46,8 +44,6 @@ MEASURED = frozenset({"wait", "seconds", "tokens_per_second", "mfu", "memory"})
 BAD = "bad_samples.jsonl"
 STATE = "state.json"
 LOCK = "lock"
-FILE = 256 * 2**20
-"""Bytes of a file of tensors, at most where no tensor is larger: writing one takes twice as much memory besides."""
 BEGINNING = frozenset({LOCK, "lock.json", "lock.json.tmp", "recipe.yaml.tmp"})
 """What a run that was killed as it began can have left."""
 
@@ -88,29 +84,9 @@ def save(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], 
         folder.mkdir(parents=True)
 
     world.agree(prepare, world.side)
-    _expect_one_process()
-    alone = world.size == 1
-    writer = HuggingFaceStorageWriter(str(folder), _files_of(tensors), save_distributed=not alone)
-    try:
-        dcp.save(dict(tensors), storage_writer=writer, process_group=world.side, no_dist=alone)
-    except CheckpointException as error:  # no Exception, and a page of traces
-        reason, _ = next(iter(error.failures.values()))
-        needed = sum(tensor.nbytes for tensor in tensors.values())
-        remedy = f"make room ({needed:,} bytes), then give the same command again"
-        raise ValueError(f"{folder}: cannot be written ({reason}); {remedy}") from error
+    write(folder, tensors, world)
     if world.is_first:
         _commit(folder, state)
-
-
-def _files_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """In which file each tensor goes, from 1: the writer makes all of a file in memory before it writes any of it."""
-    number, size, found = 1, 0, dict[str, int]()
-    for name, tensor in tensors.items():
-        own = local(tensor).nbytes
-        if size and size + own > FILE:
-            number, size = number + 1, 0
-        found[name], size = number, size + own
-    return found
 
 
 def _commit(folder: Path, state: Mapping[str, Any]) -> None:
@@ -146,39 +122,6 @@ def _sort_metadata(path: Path) -> None:
         assert len(text) == size, path
         file.seek(8)
         file.write(text)
-
-
-def load_into(folder: Path, tensors: Mapping[str, Tensor]) -> set[str]:
-    """Fill those of `tensors` that the folder holds, in place; the names filled. Other shapes are a ValueError."""
-    stored = _shapes_in(folder)
-    wanted = {name: tensor for name, tensor in tensors.items() if name in stored}
-    for name, tensor in wanted.items():
-        if stored[name] != tuple(tensor.shape):
-            raise ValueError(
-                f"{folder}: {name} is {stored[name]} there and {tuple(tensor.shape)} in the recipe; it belongs to "
-                "another recipe; give --out another folder"
-            )
-    if wanted:
-        _expect_one_process()
-        dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
-    return set(wanted)
-
-
-def _expect_one_process() -> None:
-    # Without a process group the checkpoint library warns that it assumes one process; that is what is meant. For good
-    # and not around its calls: they are also made in a thread, and filters are the process's.
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-
-
-def names_in(folder: Path) -> set[str]:
-    """The names of the tensors in a checkpoint folder."""
-    return set(_shapes_in(folder))
-
-
-def _shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
-    # A tensor may lie in parts, in the files of several ranks.
-    stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    return {name: tuple(tensor.size) for name, tensor in stored.items()}
 
 
 def verify(folder: Path) -> str | None:

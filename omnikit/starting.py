@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from omnikit.checkpoint import Checkpoint, RunFolder, flat_tensors, load_into, names_in
+from omnikit.checkpoint import Checkpoint, RunFolder, flat_tensors
 from omnikit.data import Position, StageData
 from omnikit.distributed import World, shard, spread
 from omnikit.filling import Display as Filling
@@ -33,6 +33,7 @@ from omnikit.stages import (
     trained,
     units_of,
 )
+from omnikit.tensorfiles import load_into, names_in
 
 
 class Display(Filling, Protocol):

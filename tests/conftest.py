@@ -280,7 +280,7 @@ class Watched(Display):
 
     def end(self, name):
         """The tensors with which it ended: its last checkpoint's, and for the rest those it began with."""
-        from omnikit.checkpoint import load_into
+        from omnikit.tensorfiles import load_into
 
         tensors = self.start(name)
         load_into(self.run.latest(name).folder, tensors)

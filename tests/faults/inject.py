@@ -13,6 +13,7 @@ import torch
 import omnikit.checkpoint
 import omnikit.data
 import omnikit.mixing
+import omnikit.tensorfiles
 import omnikit.train
 from omnikit.model import OmniModel
 
@@ -73,7 +74,7 @@ def small_windows():
 
 def small_files():
     """Files of a checkpoint of 8 kB, so that there are several of a rank."""
-    omnikit.checkpoint.FILE = 8192
+    omnikit.tensorfiles.FILE = 8192
 
 
 def hold_frozen_whole():
@@ -281,7 +282,7 @@ def vanish(rank, step, folder):
 def die_at_call(rank, name, number, step, mark):
     """Before the nth call of a function of omnikit.checkpoint from a step on, in the first start."""
     if rank == RANK:
-        owner = omnikit.checkpoint.dcp if name == "dcp.save" else omnikit.checkpoint
+        owner = omnikit.tensorfiles.dcp if name == "dcp.save" else omnikit.checkpoint
         name = name.rpartition(".")[2]
         function, calls = getattr(owner, name), []
 

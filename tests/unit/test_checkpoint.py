@@ -10,10 +10,12 @@ from importlib.metadata import version
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 
 from omnikit import checkpoint
-from omnikit.checkpoint import COMMIT, RunFolder, flat_tensors, load_into, names_in, save, verify
+from omnikit.checkpoint import COMMIT, RunFolder, flat_tensors, save, verify
+from omnikit.tensorfiles import load_into, names_in
 from omnikit.train import train
 
 TENSORS = {
@@ -47,7 +49,7 @@ def test_what_is_saved_comes_back_bitwise(tmp_path):
 
 
 def test_a_file_holds_so_many_bytes_unless_a_tensor_is_larger(tmp_path, monkeypatch):
-    monkeypatch.setattr("omnikit.checkpoint.FILE", 100)
+    monkeypatch.setattr("omnikit.tensorfiles.FILE", 100)
     tensors = {
         name: torch.randn(size) for name, size in (("a", 10), ("b", 15), ("c", 1), ("d", 60), ("e", 2), ("f", 2))
     }
@@ -106,7 +108,7 @@ class Accident:
         self.calls = 0
         for name in self.POINTS:
             monkeypatch.setattr(checkpoint, name, self._wrap(getattr(checkpoint, name), at))
-        monkeypatch.setattr(checkpoint.dcp, "save", self._wrap(checkpoint.dcp.save, at))
+        monkeypatch.setattr(dcp, "save", self._wrap(dcp.save, at))
 
     def _wrap(self, function, at):
         def wrapped(*args, **kwargs):

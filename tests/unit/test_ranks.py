@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from omnikit.account import Account
-from omnikit.checkpoint import load_into, names_in
 from omnikit.cli.launching import launch
 from omnikit.distributed import ALONE, Launched, attempt, launched
 from omnikit.interrupts import TRY_AGAIN, Interrupted, Requests
@@ -19,6 +18,7 @@ from omnikit.loss import Loss
 from omnikit.packing import collate
 from omnikit.recipe import dump_recipe
 from omnikit.saving import Saver
+from omnikit.tensorfiles import load_into, names_in
 from omnikit.train import train
 from omnikit.watchdog import STEPS, Beat, Pace, Watchdog, told_of
 
