@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 CHUNK = 4096
 """Label positions at a time: with 152,064 words in float32 that is 2.5 GB of logits."""
+IN_CACHE = 2**20
+"""Logits that a CPU takes from the first pass over them to the last, so that they stay in its cache."""
 
 
 class Loss(NamedTuple):
@@ -60,15 +62,24 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> Float[Tensor, " N"]:  # noqa: ANN401
-        logs = torch.log_softmax(logits, -1, dtype=torch.float32)
-        losses = -logs.gather(1, targets[:, None]).squeeze(1)
-        if ctx.needs_input_grad[0]:
-            gradient = logs.exp_()
-            gradient[torch.arange(len(targets), device=targets.device), targets] -= 1
-            ctx.save_for_backward(gradient.to(logits.dtype))
+        number, words = logits.shape
+        rows = max(IN_CACHE // words, 1) if logits.device.type == "cpu" else max(number, 1)
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        losses = torch.empty(number, device=logits.device)
+        for start in range(0, number, rows):
+            part = slice(start, start + rows)
+            logs = torch.log_softmax(logits[part], -1, dtype=torch.float32)
+            losses[part] = -logs.gather(1, targets[part, None]).squeeze(1)
+            if gradient is not None:
+                own = logs.exp_()
+                own[torch.arange(len(own), device=own.device), targets[part]] -= 1
+                gradient[part] = own
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
         return losses
 
     @staticmethod
     def backward(ctx: Any, grad: Float[Tensor, " N"]) -> tuple[Tensor, None]:  # noqa: ANN401
         (gradient,) = ctx.saved_tensors
-        return gradient * grad[:, None].to(gradient.dtype), None
+        # In place: it is the largest tensor of a step, and nobody else's. (A second backward pass is refused by torch.)
+        return gradient.mul_(grad[:, None].to(gradient.dtype)), None

@@ -1,7 +1,7 @@
 """Causal attention within the documents of packed rows, and never a T x T mask.
 
-Letters: B rows of T positions, N documents, S the longest document of a bucket, A attention heads, K of them for keys
-and values, D head width, L and M rows of any places.
+Letters: B rows of T positions, N documents, S places for each document of a bucket, A attention heads, K of them for
+keys and values, D head width, L and M rows of any places.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -13,18 +13,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-from omnikit.kernels import plain_attention
+from omnikit.kernels import ALIGN, plain_attention
 
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
-PLAIN = 512
-"""Positions up to which a CPU computes a document's attention in bfloat16 by the formula; beyond, flash is as fast."""
+PLAIN = 1024
+"""Positions up to which a CPU computes a document's attention in bfloat16 by the formula. It is faster than flash
+beyond, too, but keeps probabilities, which grow with the square of the length."""
 
 
 class Buckets(NamedTuple):
     """Where the documents of flattened rows lie, in buckets of similar length, so that no T x T mask is needed."""
 
     members: tuple[Int[Tensor, "N S"], ...]
-    """Flat positions of each document; places to the right of shorter ones point at the position after the last."""
+    """Flat positions of each document; places to the right of shorter ones point at the position after the last. S is
+    the longest's length, rounded up."""
     order: Int[Tensor, " BT"]
     """For each flat position, its row in the buckets' outputs end to end; padding points at the row after the last."""
     longest: int
@@ -79,7 +81,7 @@ def buckets(segments: Int[Tensor, "B T"]) -> Buckets:
     for size in sizes.unique().tolist():
         first, count = starts[sizes == size], lengths[sizes == size]
         longest = int(count.max())
-        offsets = torch.arange(longest, device=segments.device)
+        offsets = torch.arange(-(-longest // ALIGN) * ALIGN, device=segments.device)
         inside = offsets[None, :] < count[:, None]
         bucket = torch.where(inside, first[:, None] + offsets[None, :], segments.numel())
         order[bucket[inside]] = used + torch.arange(bucket.numel(), device=segments.device).view_as(bucket)[inside]
@@ -153,8 +155,7 @@ def _by_buckets(
     for bucket, *states in zip(docs.members, queries, keys, values, strict=True):
         q, k, v = (one.unflatten(0, bucket.shape).transpose(1, 2) for one in states)
         if _is_plain(q, dropout):
-            later = q.new_full((q.shape[2], q.shape[2]), -torch.inf).triu_(1)
-            attended = plain_attention(q, k, v, scale or q.shape[-1] ** -0.5, later[None, None])
+            attended = plain_attention(q, k, v, scale or q.shape[-1] ** -0.5, is_causal=True)
         else:
             with sdpa_kernel(BACKENDS):
                 attended = scaled_dot_product_attention(

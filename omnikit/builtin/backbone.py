@@ -19,7 +19,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from omnikit.builtin.attention import Buckets, Runs, attend, buckets, kernel_for, runs
 from omnikit.builtin.backbone_geometry import architecture, refusing
-from omnikit.kernels import cast_once, lean
+from omnikit.kernels import cast_once
+from omnikit.lean import lean
 
 ATTENTION = f"documents of {__name__}"
 """The name under which transformers' layers find `_attend`; that of a copy in an exported folder is another."""

@@ -1,20 +1,13 @@
-"""Attention by the formula, as a CPU computes it in bfloat16, beside torch's; one cast for what shares an input; norms
-and gates that keep less."""
-
-import copy
+"""Attention by the formula, as a CPU computes it in bfloat16, beside torch's; one cast for what shares an input."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import LlamaConfig
-from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
-from transformers.models.seed_oss.configuration_seed_oss import SeedOssConfig
-from transformers.models.seed_oss.modeling_seed_oss import SeedOssMLP
 
+from omnikit import kernels
 from omnikit.builtin.attention import PLAIN, _is_plain
-from omnikit.kernels import GatedMLP, RMSNorm, attention_for, cast_once, hold_frozen, lean, plain_attention
+from omnikit.kernels import attention_for, cast_once, hold_frozen, plain_attention
 
 
 def causal(length, dtype):
@@ -22,17 +15,20 @@ def causal(length, dtype):
 
 
 @pytest.mark.parametrize("kinds", [1, 3, 9])
-@pytest.mark.parametrize("length", [1, 2, 37])
-@pytest.mark.parametrize("is_causal", [True, False])
-def test_the_formula_and_its_gradients_are_torchs(kinds, length, is_causal):
+@pytest.mark.parametrize("length", [1, 2, 37, 48])
+@pytest.mark.parametrize("masked", ["", "by a mask", "causal", "in blocks"])
+def test_the_formula_and_its_gradients_are_torchs(monkeypatch, kinds, length, masked):
+    monkeypatch.setattr(kernels, "BLOCK", 16 if masked == "in blocks" else 64)
     torch.manual_seed(0)
-    shapes = [(2, heads, length, 8) for heads in (9, kinds, kinds)]
+    shapes = [(2, heads, length, width) for heads, width in ((9, 8), (kinds, 8), (kinds, 6))]
     ours, theirs = ([torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes] for _ in range(2))
     for own, other in zip(ours, theirs, strict=True):
         other.data.copy_(own.data)
-    weights = torch.randn(2, 9, length, 8, dtype=torch.float64)
-    found = plain_attention(*ours, 0.3, causal(length, torch.float64) if is_causal else None)
-    expected = scaled_dot_product_attention(*theirs, is_causal=is_causal, scale=0.3, enable_gqa=True)
+    weights = torch.randn(2, 9, length, 6, dtype=torch.float64)
+    is_causal = masked in ("causal", "in blocks")
+    mask = causal(length, torch.float64) if masked == "by a mask" else None
+    found = plain_attention(*ours, 0.3, mask, is_causal)
+    expected = scaled_dot_product_attention(*theirs, is_causal=masked != "", scale=0.3, enable_gqa=True)
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)
     (found * weights).sum().backward()
     (expected * weights).sum().backward()
@@ -41,12 +37,28 @@ def test_the_formula_and_its_gradients_are_torchs(kinds, length, is_causal):
         assert torch.allclose(own.grad, other.grad, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("length", "ends"), [(0, [0]), (5, [5]), (64, [64]), (65, [48, 65]), (130, [48, 96, 130])])
+def test_blocks_are_alike_and_see_what_came_before(monkeypatch, length, ends):
+    monkeypatch.setattr(kernels, "BLOCK", 64)
+    assert kernels._blocks(length, True) == [
+        (begin, end, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)
+    ]
+    assert kernels._blocks(length, False) == [(0, length, length)]
+
+
+def test_of_what_blocks_do_not_see_nothing_is_kept():
+    states, sizes = torch.randn(1, 2, 1024, 8).bfloat16().requires_grad_(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: sizes.append(one.numel()) or one, lambda one: one):
+        plain_attention(states, states, states, 1.0, is_causal=True)
+    assert sum(size for size in sizes if size > states.numel()) == 2 * 1024**2 * 10 // 16
+
+
 def test_in_bfloat16_it_is_as_near_to_the_truth_as_torchs_own():
     torch.manual_seed(1)
     exact = [torch.randn(3, heads, 64, 16) for heads in (8, 2, 2)]
     truth = scaled_dot_product_attention(*exact, is_causal=True, enable_gqa=True)
     half = [one.bfloat16() for one in exact]
-    ours = plain_attention(*half, 0.25, causal(64, torch.bfloat16))
+    ours = plain_attention(*half, 0.25, is_causal=True)
     theirs = scaled_dot_product_attention(*half, is_causal=True, enable_gqa=True)
     assert ours.dtype == torch.bfloat16
     assert (ours - truth).abs().max() < 1.5 * (theirs - truth).abs().max() < 0.1
@@ -158,83 +170,3 @@ def test_encoders_layers_find_it_on_a_cpu():
     with pytest.raises(ValueError, match=r"attention dropout 0\.1 is not done here"):
         layer(nn.Module(), *states, None, scaling=0.5, dropout=0.1)
     assert attention_for(torch.device("cuda")) == "sdpa"
-
-
-SIZES = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 2}
-
-
-def theirs_and_ours(kind, dtype):
-    torch.manual_seed(0)
-    layer = LlamaRMSNorm(24, 1e-5) if kind == "norm" else LlamaMLP(LlamaConfig(**SIZES))
-    for parameter in layer.parameters():
-        nn.init.normal_(parameter, 0.3)
-    theirs, ours = nn.Sequential(layer).to(dtype), nn.Sequential(copy.deepcopy(layer)).to(dtype)
-    lean(ours)
-    assert type(ours[0]) is (RMSNorm if kind == "norm" else GatedMLP)
-    assert ours.state_dict().keys() == theirs.state_dict().keys()
-    return theirs, ours
-
-
-@pytest.mark.parametrize("kind", ["norm", "mlp"])
-@pytest.mark.parametrize("trains", [True, False])
-@pytest.mark.parametrize(("dtype", "casts"), [(torch.float32, 0), (torch.float32, 1), (torch.bfloat16, 0)])
-def test_norms_and_gates_are_transformers_own(kind, trains, dtype, casts):
-    theirs, ours = theirs_and_ours(kind, dtype)
-    outcomes = []
-    for layer in (theirs, ours, copy.deepcopy(theirs).float()):
-        layer.requires_grad_(trains)
-        states = torch.randn(3, 5, 24, generator=torch.Generator().manual_seed(1)).to(dtype)
-        states = states.to(next(layer.parameters()).dtype).requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bool(casts) and len(outcomes) < 2):
-            output = layer(states)
-        (output.float() * torch.linspace(-1, 1, 24)).sum().backward()
-        gradients = [states.grad, *(parameter.grad for parameter in layer.parameters() if trains)]
-        outcomes.append((output, [gradient.float() for gradient in gradients]))
-    (expected, plain), (found, own), (_, exact) = outcomes
-    assert torch.equal(found, expected.to(found.dtype)), "the numbers are the same"
-    assert found.dtype == (torch.bfloat16 if casts else dtype)
-    for gradient, other, truth in zip(own, plain, exact, strict=True):
-        least = 1e-6 if found.dtype == torch.float32 else 2**-8
-        error, theirs_error = ((one - truth).abs().max() / truth.abs().max() for one in (gradient, other))
-        assert truth.any() and error <= max(1.5 * theirs_error, least)
-
-
-@pytest.mark.parametrize(("kind", "most"), [("norm", 1.2), ("mlp", 2.2)])
-def test_what_they_keep_is_their_input(kind, most):
-    """In tensors of the size that goes through: transformers' own keep three of the gate's, two of the norm's."""
-    kept = []
-    for layer in theirs_and_ours(kind, torch.float32):
-        layer.requires_grad_(kind == "norm")
-        states = torch.randn(64, 24, requires_grad=True)
-        sizes = {}
-        own = {parameter.data_ptr() for parameter in layer.parameters()}
-
-        def keep(tensor, sizes=sizes, own=own):
-            if tensor.data_ptr() not in own:
-                sizes[tensor.data_ptr()] = tensor.numel()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            output = layer(states)
-        assert output.requires_grad
-        kept.append(sum(sizes.values()) / (64 * (24 if kind == "norm" else 40)))
-    theirs, ours = kept
-    assert ours <= most < theirs
-
-
-def test_norms_and_gates_of_other_kinds_are_left_alone():
-    config = LlamaConfig(**SIZES, hidden_act="gelu", attn_implementation="eager")
-    layer = LlamaDecoderLayer(config, 0)
-    layer.input_layernorm = GemmaRMSNorm(24)
-    lean(layer)
-    assert type(layer.mlp) is LlamaMLP and type(layer.input_layernorm) is GemmaRMSNorm
-    assert type(layer.post_attention_layernorm) is RMSNorm
-
-
-def test_a_gated_mlp_that_drops_some_of_what_it_gives_is_left_alone():
-    kinds = []
-    for share in (0.1, 0.0):
-        block = nn.Sequential(SeedOssMLP(SeedOssConfig(**SIZES, num_hidden_layers=1, residual_dropout=share)))
-        lean(block)
-        kinds.append(type(block[0]))
-    assert kinds == [SeedOssMLP, GatedMLP]

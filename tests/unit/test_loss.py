@@ -121,3 +121,26 @@ def test_of_the_logits_only_a_gradient_in_their_own_type_is_kept():
     assert torch.allclose(own, plain, rtol=2**-8, atol=0)
     with torch.no_grad():
         assert torch.equal(label_loss(logits, labels, torch.zeros(7, dtype=torch.long), 1, lambda x: x).total, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("in_cache", [1, 3 * VOCABULARY])
+def test_logits_taken_a_few_rows_at_a_time_give_the_same_bits(monkeypatch, dtype, in_cache):
+    found = []
+    for size in (loss.IN_CACHE, in_cache):
+        monkeypatch.setattr(loss, "IN_CACHE", size)
+        torch.manual_seed(0)
+        logits = (5 * torch.randn(7, VOCABULARY)).to(dtype).requires_grad_()
+        total = label_loss(logits, torch.arange(7), torch.zeros(7, dtype=torch.long), 1, lambda states: states).total
+        found.append((total, *torch.autograd.grad(total, logits)))
+    (whole, expected), (parts, gradient) = found
+    assert torch.equal(whole, parts) and torch.equal(expected, gradient) and gradient.any()
+
+
+def test_a_second_backward_pass_is_refused():
+    """The logits' gradient was changed in place by the first, so it would be wrong."""
+    hidden, labels, groups, head = case()
+    total = label_loss(hidden, labels, groups, 3, head).total
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
