@@ -106,11 +106,17 @@ def _added(total: Tensor | None, part: Tensor) -> Tensor:
     return total
 
 
+def block_of(length: int) -> int:
+    """Queries, of so many, that causal attention takes at a time: blocks are alike."""
+    number = max(-(-length // BLOCK), 1)
+    return -(-length // (number * ALIGN)) * ALIGN
+
+
 def _blocks(length: int, is_causal: bool) -> list[tuple[int, int, int]]:
     """Where blocks of queries begin and end, and up to which key they see any."""
-    if not is_causal or length <= BLOCK:
+    size = block_of(length)
+    if not is_causal or length <= size:
         return [(0, length, length)]
-    size = -(-length // (-(-length // BLOCK) * ALIGN)) * ALIGN
     ends = [*range(size, length, size), length]
     return [(begin, end, end) for begin, end in zip([0, *ends], ends, strict=False)]
 

@@ -1,7 +1,8 @@
 """Causal attention within the documents of packed rows, and never a T x T mask.
 
 Letters: B rows of T positions, N documents, S places for each document of a bucket, A attention heads, K of them for
-keys and values, D head width, L and M rows of any places.
+keys and values, D head width, L and M rows of any places, V
+places without a row.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -13,22 +14,33 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-from omnikit.kernels import ALIGN, plain_attention
+from omnikit.kernels import ALIGN, block_of, plain_attention
 
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 PLAIN = 1024
 """Positions up to which a CPU computes a document's attention in bfloat16 by the formula. It is faster than flash
 beyond, too, but keeps probabilities, which grow with the square of the length."""
+IN_CACHE = 2**17
+"""Scores of a head, about, that are computed at once: those of all heads should stay in a CPU's cache."""
+
+
+class Move(NamedTuple):
+    """Where rows go."""
+
+    source: Int[Tensor, " L"]
+    """For each place the row that goes there."""
+    void: Int[Tensor, " V"]
+    """Places to which no row goes, and which hold zeros."""
 
 
 class Buckets(NamedTuple):
     """Where the documents of flattened rows lie, in buckets of similar length, so that no T x T mask is needed."""
 
-    members: tuple[Int[Tensor, "N S"], ...]
-    """Flat positions of each document; places to the right of shorter ones point at the position after the last. S is
-    the longest's length, rounded up."""
-    order: Int[Tensor, " BT"]
-    """For each flat position, its row in the buckets' outputs end to end; padding points at the row after the last."""
+    shapes: tuple[tuple[int, int], ...]
+    """(N, S) of each. Documents lie at the left of their places; S is the longest's length, rounded up."""
+    there: Move
+    """From flat positions to the buckets' places, end to end."""
+    back: Move
     longest: int
     """Positions of the longest document."""
 
@@ -75,20 +87,29 @@ def buckets(segments: Int[Tensor, "B T"]) -> Buckets:
     ends = torch.cat([starts[1:], starts.new_tensor([segments.numel()])])
     real = segments.flatten()[starts] > 0
     starts, lengths = starts[real], (ends - starts)[real]
-    sizes = torch.ceil(torch.log2(lengths.double())).long()
-    order = torch.full((segments.numel(),), -1, device=segments.device)
-    members, used, longest = [], 0, 0
-    for size in sizes.unique().tolist():
-        first, count = starts[sizes == size], lengths[sizes == size]
-        longest = int(count.max())
-        offsets = torch.arange(-(-longest // ALIGN) * ALIGN, device=segments.device)
-        inside = offsets[None, :] < count[:, None]
-        bucket = torch.where(inside, first[:, None] + offsets[None, :], segments.numel())
-        order[bucket[inside]] = used + torch.arange(bucket.numel(), device=segments.device).view_as(bucket)[inside]
-        members.append(bucket)
-        used += bucket.numel()
-    order[order < 0] = used
-    return Buckets(tuple(members), order, longest)
+    lengths, order = lengths.sort(descending=True, stable=True)
+    starts, sizes = starts[order], torch.ceil(torch.log2(lengths.double())).long()
+    shapes, places = [], [starts.new_empty(0)]
+    for alike in sizes.unique().flip(0).tolist():
+        first, count = starts[sizes == alike], lengths[sizes == alike]
+        while len(first):
+            width = -(-int(count[0]) // ALIGN) * ALIGN
+            number = max(IN_CACHE // (width * block_of(width)), 1)
+            offsets = torch.arange(width, device=segments.device)
+            bucket = first[:number, None] + offsets
+            places.append(torch.where(offsets < count[:number, None], bucket, -1).flatten())
+            shapes.append((len(bucket), width))
+            first, count = first[number:], count[number:]
+    there = torch.cat(places)
+    filled = (there >= 0).nonzero().flatten()
+    back = torch.full((segments.numel(),), -1, device=segments.device)
+    back[there[filled]] = filled
+    return Buckets(tuple(shapes), _move(there), _move(back), int(lengths[0]) if len(lengths) else 0)
+
+
+def _move(rows: Int[Tensor, " L"]) -> Move:
+    """The move of the row that is said for each place; -1 is none."""
+    return Move(rows.clamp(min=0), (rows < 0).nonzero().flatten())
 
 
 def _starts(segments: Int[Tensor, "B T"]) -> Int[Tensor, " N"]:
@@ -148,12 +169,11 @@ def _by_buckets(
     dropout: float,
 ) -> Float[Tensor, "BT A D"]:
     # Right-padding is harmless under a causal mask: no real position sees it, and its own output is dropped.
-    places = torch.cat([query.new_empty(0, dtype=torch.long), *(bucket.flatten() for bucket in docs.members)])
-    sizes = [bucket.numel() for bucket in docs.members]
-    queries, keys, values = (_Moved.apply(one, places, docs.order).split(sizes) for one in (query, key, value))
+    sizes = [number * width for number, width in docs.shapes]
+    queries, keys, values = (_Moved.apply(one, docs.there, docs.back).split(sizes) for one in (query, key, value))
     outputs = []
-    for bucket, *states in zip(docs.members, queries, keys, values, strict=True):
-        q, k, v = (one.unflatten(0, bucket.shape).transpose(1, 2) for one in states)
+    for shape, *states in zip(docs.shapes, queries, keys, values, strict=True):
+        q, k, v = (one.unflatten(0, shape).transpose(1, 2) for one in states)
         if _is_plain(q, dropout):
             attended = plain_attention(q, k, v, scale or q.shape[-1] ** -0.5, is_causal=True)
         else:
@@ -165,33 +185,26 @@ def _by_buckets(
     if not outputs:  # all is padding: gradients are zero, but there, or ranks would not agree on whose there are
         nothing = value.new_zeros(0, query.shape[1], value.shape[-1])
         outputs.append(nothing + (query[:0].sum() + key[:0].sum() + value[:0].sum()))
-    return _Moved.apply(torch.cat(outputs), docs.order, places)
+    return _Moved.apply(torch.cat(outputs), docs.back, docs.there)
 
 
 class _Moved(torch.autograd.Function):
-    """Rows in other places: row i of the output is row `there[i]`, or zeros where that is the row after the last.
-
-    `back` is the way back, by which gradients go: no row is needed twice, so there is nothing to sum.
-    """
+    """Rows in other places. Gradients go the way back: no row is needed twice, so there is nothing to sum."""
 
     @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        rows: Float[Tensor, "M A D"],
-        there: Int[Tensor, " L"],
-        back: Int[Tensor, " M"],
-    ) -> Float[Tensor, "L A D"]:
-        ctx.save_for_backward(back)
+    def forward(ctx: Any, rows: Float[Tensor, "M A D"], there: Move, back: Move) -> Float[Tensor, "L A D"]:  # noqa: ANN401
+        ctx.save_for_backward(*back)
         return _moved(rows, there)
 
     @staticmethod
     def backward(ctx: Any, grad: Float[Tensor, "L A D"]) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        (back,) = ctx.saved_tensors
-        return _moved(grad, back), None, None
+        return _moved(grad, Move(*ctx.saved_tensors)), None, None
 
 
-def _moved(rows: Float[Tensor, "M A D"], there: Int[Tensor, " L"]) -> Float[Tensor, "L A D"]:
-    return torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])]).index_select(0, there)
+def _moved(rows: Float[Tensor, "M A D"], to: Move) -> Float[Tensor, "L A D"]:
+    if not len(rows):
+        return rows.new_zeros(len(to.source), *rows.shape[1:])
+    return rows.index_select(0, to.source).index_fill_(0, to.void, 0)
 
 
 def _is_plain(query: Float[Tensor, "N A S D"], dropout: float) -> bool:

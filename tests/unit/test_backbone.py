@@ -89,20 +89,29 @@ def naive(segments):
         [[3, 3, 1, 1, 1, 2]],
     ],
 )
-def test_buckets_find_every_run_and_its_way_back(rows):
+@pytest.mark.parametrize("in_cache", [1, 2**17])
+def test_buckets_find_every_run_and_its_way_back(monkeypatch, rows, in_cache):
+    monkeypatch.setattr(attention, "IN_CACHE", in_cache)
     segments = torch.tensor(rows)
-    docs = buckets(segments)
-    flat = torch.arange(segments.numel())
-    found = []
-    for bucket in docs.members:
-        lengths = [int((line < segments.numel()).sum()) for line in bucket]
-        assert bucket.shape[1] == -(-max(lengths) // ALIGN) * ALIGN
+    docs, found = buckets(segments), []
+    places = docs.there.source.index_fill(0, docs.there.void, -1)
+    sizes = [number * width for number, width in docs.shapes]
+    for (number, width), bucket in zip(docs.shapes, places.split(sizes), strict=True):
+        lengths = (bucket.view(number, width) >= 0).sum(1).tolist()
+        assert width == -(-max(lengths) // ALIGN) * ALIGN
         assert max(lengths) <= 2 * min(lengths), "documents of like length share a bucket"
-        found += [line[:length].tolist() for line, length in zip(bucket, lengths, strict=True)]
+        assert number == 1 or in_cache > 1
+        found += [line[:length].tolist() for line, length in zip(bucket.view(number, width), lengths, strict=True)]
     assert sorted(found) == sorted(naive(segments))
-    outputs = torch.cat([*(bucket.flatten() for bucket in docs.members), torch.tensor([-1])])
-    back = outputs[docs.order]
-    assert torch.equal(back, torch.where(segments.flatten() > 0, flat, -1)), "each place gets its own output back"
+    assert docs.longest == max(len(one) for one in found)
+    back = places[docs.back.source].index_fill(0, docs.back.void, -1)
+    own = torch.where(segments.flatten() > 0, torch.arange(segments.numel()), -1)
+    assert torch.equal(back, own), "each place gets its own output back"
+
+
+def test_documents_of_like_length_are_as_many_as_a_cache_holds():
+    segments = torch.arange(1, 41).repeat_interleave(100)[None]
+    assert [number for number, _ in buckets(segments).shapes] == [10, 10, 10, 10]
 
 
 # ---------------------------------------------------------------------------------------------------- packed = unpacked
