@@ -190,19 +190,21 @@ def ranks(options: Options, registry: Registry) -> Iterator[Line]:
     write(data)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     contender = [str(CONTENDER), "omnikit", "full"]
-    for precision, length, rounds in (("bf16", 1024, options.rounds), ("fp32", 512, 1)):
-        own = options if precision == "bf16" else options._replace(steps=2)
+    few, long = options._replace(steps=2), options._replace(steps=2, rounds=min(options.rounds, 2))
+    settings = (("bf16", 1024, 4, options), ("bf16", 1024, 16, long), ("fp32", 512, 4, few._replace(rounds=1)))
+    for precision, length, packs, own in settings:
         given = ["--set", f"run.precision={precision}"]
-        one, two = (["--set", f"stages.only.batch={{length: {length}, packs: 4, micro: {micro}}}"] for micro in (2, 1))
+        batch = "stages.only.batch={{length: {}, packs: {}, micro: {}}}"
+        one, two = (["--set", batch.format(length, packs, micro)] for micro in (2, 1))
         for shard in (1, 2):
             cut = ["--set", f"run.shard={shard}"]
             rates, apart = [], 0.0
-            for seed in range(rounds):
+            for seed in range(own.rounds):
                 alone = raced([sys.executable, *contender, *given, *one], data, own, seed)
                 both = raced([*torchrun, *contender, *given, *two, *cut], data, own, seed, threads=1)
                 rates.append(both.tokens / alone.tokens)
                 apart = max(apart, float(np.abs(np.subtract(alone.losses, both.losses)).max()))
-            where = f"ranks: 2 against 1, run.shard {shard}, {precision}"
+            where = f"ranks: 2 against 1, run.shard {shard}, {precision}, {packs} packs of {length} a step"
             if precision == "bf16":
                 yield where, f"{median(rates):.2f} of the throughput", ">= 0.85", median(rates) >= 0.85
             else:
