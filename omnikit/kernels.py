@@ -35,10 +35,11 @@ def plain_attention(
     mask: Float[Tensor, "#N 1 S S"] | None = None,
     is_causal: bool = False,
 ) -> Float[Tensor, "N A S D"]:
-    """Attention by its formula, which a CPU computes in bfloat16 faster than SDPA (`docs/log.md`).
+    """Attention by its formula, which a CPU computes in bfloat16 faster than SDPA does (`docs/log.md`).
 
     `mask` is added to the scaled scores; there is none where it `is_causal`.
     """
+    assert mask is None or not is_causal
     output: Tensor = _Plain.apply(query, key, value, scale, mask, is_causal)
     return output
 
@@ -61,11 +62,10 @@ class _Plain(torch.autograd.Function):
         is_causal: bool,
     ) -> Float[Tensor, "N A S D"]:
         (num, heads, length, width), kinds = query.shape, key.shape[1]
-        blocks, kept = _blocks(length, is_causal), []
+        blocks, kept, outputs = _blocks(length, is_causal), [], []
         with torch.autocast(query.device.type, enabled=False):  # softmax would be taken, and kept, in float32
             q = torch.mul(query, scale, out=query.new_empty(query.shape)).view(num * kinds, -1, length, width)
             k, v = (one.reshape(num * kinds, length, -1) for one in (key, value))
-            output = v.new_empty(*q.shape[:3], v.shape[2])
             for begin, end, seen in blocks:
                 own = q[:, :, begin:end].reshape(num * kinds, -1, width)
                 scores = torch.bmm(own, k[:, :seen].transpose(1, 2)).view(num, heads, end - begin, seen)
@@ -74,16 +74,16 @@ class _Plain(torch.autograd.Function):
                 elif mask is not None:
                     scores += mask
                 kept.append(torch.softmax(scores, -1).view(num * kinds, -1, seen))
-                output[:, :, begin:end] = torch.bmm(kept[-1], v[:, :seen]).view_as(output[:, :, begin:end])
+                outputs.append(torch.bmm(kept[-1], v[:, :seen]).view(num, heads, end - begin, -1))
         ctx.save_for_backward(q, k, v, *kept)
         ctx.scale, ctx.blocks = scale, blocks
-        return output.view(num, heads, length, -1)
+        return _joined(outputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Float[Tensor, "N A S D"]) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         q, k, v, *kept = ctx.saved_tensors
         given = grad.reshape(*q.shape[:3], -1)
-        to_query, to_key, to_value = torch.empty_like(q), None, None
+        to_queries, to_key, to_value = [], None, None
         with torch.autocast(grad.device.type, enabled=False):
             for (begin, end, seen), weights in zip(reversed(ctx.blocks), reversed(kept), strict=True):
                 own, out = (one[:, :, begin:end].reshape(len(q), -1, one.shape[-1]) for one in (q, given))
@@ -91,10 +91,14 @@ class _Plain(torch.autograd.Function):
                 to_weights = torch.bmm(out, v[:, :seen].transpose(1, 2))
                 to_scores = torch.ops.aten._softmax_backward_data(to_weights, weights, -1, weights.dtype)
                 to_own = torch.bmm(to_scores, k[:, :seen]).mul_(ctx.scale)
-                to_query[:, :, begin:end] = to_own.view_as(to_query[:, :, begin:end])
+                to_queries.append(to_own.view(*grad.shape[:2], end - begin, -1))
                 to_key = _added(to_key, torch.bmm(to_scores.transpose(1, 2), own))
         shared = (one.to(q.dtype).unflatten(0, (len(grad), -1)) for one in (to_key, to_value))
-        return to_query.view(*grad.shape[:3], -1), *shared, None, None, None
+        return _joined(to_queries[::-1]), *shared, None, None, None
+
+
+def _joined(blocks: list[Float[Tensor, "N A _ D"]]) -> Float[Tensor, "N A S D"]:
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)
 
 
 def _added(total: Tensor | None, part: Tensor) -> Tensor:

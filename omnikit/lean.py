@@ -19,8 +19,6 @@ from omnikit.kernels import autocast_type
 
 IN_CACHE = 2**17
 """Numbers that a CPU takes from a layer's first pass over them to its last, so that they stay in its cache."""
-
-
 WINDOWS: dict[type[nn.Module], Callable[[Any], int | None]] = {
     LlamaAttention: lambda _: None,
     MistralAttention: lambda theirs: getattr(theirs.config, "sliding_window", None),
@@ -43,7 +41,7 @@ def lean(model: nn.Module) -> None:
                 setattr(module, name, RMSNorm(child.weight, child.variance_epsilon))
             elif _is_gated(child):
                 setattr(module, name, GatedMLP(child.gate_proj, child.up_proj, child.down_proj))
-            elif type(child) in WINDOWS:
+            elif _is_rotary(child):
                 setattr(module, name, RotaryAttention(child, WINDOWS[type(child)](child)))
 
 
@@ -59,6 +57,15 @@ def _is_gated(module: nn.Module) -> bool:
     if any("dropout" in name and share for name, share in vars(module).items()):  # seed_oss: its forward drops some
         return False
     return is_silu and linear and children.keys() == {"gate_proj", "up_proj", "down_proj"}
+
+
+def _is_rotary(module: nn.Module) -> bool:
+    children = dict(module.named_children())
+    own = [name for name, _ in module.named_parameters(recurse=False)]
+    linear = all(isinstance(child, nn.Linear) for child in children.values())
+    return (
+        type(module) in WINDOWS and linear and not own and children.keys() == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    )
 
 
 class RMSNorm(nn.Module):
@@ -215,12 +222,12 @@ class _Rotated(torch.autograd.Function):
 def _rotated(
     states: Float[Tensor, "B T A D"], cos: Float[Tensor, "#B T D"], sin: Float[Tensor, "#B T D"]
 ) -> Float[Tensor, "B T A D"]:
-    half = states.shape[-1] // 2
+    half, wider = states.shape[-1] // 2, torch.promote_types(states.dtype, torch.float32)
     rows = states.flatten(0, 1)
     cos, sin = (one.expand(len(states), -1, -1).flatten(0, 1).unsqueeze(1) for one in (cos, sin))
     rotated = torch.empty_like(rows)
     for part in _parts(rows):
-        wide = rows[part].float()
+        wide = rows[part].to(wider)
         own = wide * cos[part]
         own[..., :half] -= wide[..., half:] * sin[part, :, :half]
         own[..., half:] += wide[..., :half] * sin[part, :, half:]

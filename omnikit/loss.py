@@ -63,17 +63,17 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> Float[Tensor, " N"]:  # noqa: ANN401
         number, words = logits.shape
-        rows = max(IN_CACHE // words, 1) if logits.device.type == "cpu" else max(number, 1)
-        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        losses = torch.empty(number, device=logits.device)
-        for start in range(0, number, rows):
-            part = slice(start, start + rows)
-            logs = torch.log_softmax(logits[part], -1, dtype=torch.float32)
-            losses[part] = -logs.gather(1, targets[part, None]).squeeze(1)
-            if gradient is not None:
-                own = logs.exp_()
-                own[torch.arange(len(own), device=own.device), targets[part]] -= 1
-                gradient[part] = own
+        rows = max(IN_CACHE // words, 1) if logits.device.type == "cpu" else number
+        if number <= rows:
+            losses, gradient = _losses(logits, targets, ctx.needs_input_grad[0])
+        else:
+            losses = torch.empty(number, device=logits.device)
+            gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+            for start in range(0, number, rows):
+                part = slice(start, start + rows)
+                losses[part], own = _losses(logits[part], targets[part], gradient is not None)
+                if gradient is not None:
+                    gradient[part] = own
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return losses
@@ -81,5 +81,18 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Float[Tensor, " N"]) -> tuple[Tensor, None]:  # noqa: ANN401
         (gradient,) = ctx.saved_tensors
-        # In place: it is the largest tensor of a step, and nobody else's. (A second backward pass is refused by torch.)
+        # In place: it is the largest tensor of a step, and nobody else's. (torch refuses a second backward pass then.)
         return gradient.mul_(grad[:, None].to(gradient.dtype)), None
+
+
+def _losses(
+    logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], differentiate: bool
+) -> tuple[Float[Tensor, " N"], Float[Tensor, "N V"] | None]:
+    """Each row's loss, and its gradient in the logits' type."""
+    logs = torch.log_softmax(logits, -1, dtype=torch.float32)
+    losses = -logs.gather(1, targets[:, None]).squeeze(1)
+    if not differentiate:
+        return losses, None
+    gradient = logs.exp_()
+    gradient[torch.arange(len(targets), device=targets.device), targets] -= 1
+    return losses, gradient.to(logits.dtype)

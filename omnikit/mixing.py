@@ -98,6 +98,7 @@ def _named(name: str, turn: int) -> tuple[str, int]:
 
 def _shuffled(length: int, seed: int) -> Callable[[int], int]:
     """position -> one of the numbers below `length`, epoch after epoch, each in an order of its own."""
+    assert length > 0
     if length >= SMALL:
         return grain.MapDataset.range(length).shuffle(seed=seed).repeat(None).__getitem__
 

@@ -1,8 +1,7 @@
 """Causal attention within the documents of packed rows, and never a T x T mask.
 
 Letters: B rows of T positions, N documents, S places for each document of a bucket, A attention heads, K of them for
-keys and values, D head width, L and M rows of any places, V
-places without a row.
+keys and values, D head width, L and M rows of any places, V places without a row.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -21,7 +20,7 @@ PLAIN = 1024
 """Positions up to which a CPU computes a document's attention in bfloat16 by the formula. It is faster than flash
 beyond, too, but keeps probabilities, which grow with the square of the length."""
 IN_CACHE = 2**17
-"""Scores of a head, about, that are computed at once: those of all heads should stay in a CPU's cache."""
+"""Scores of a head, about, that a CPU computes at once: those of all heads should stay in its cache."""
 
 
 class Move(NamedTuple):
@@ -82,7 +81,7 @@ def runs(segments: Int[Tensor, "B T"]) -> Runs:
 
 
 def buckets(segments: Int[Tensor, "B T"]) -> Buckets:
-    """Where equal positive runs of `segments` lie. Documents of like length (to a factor of two) share a bucket."""
+    """Where equal positive runs of `segments` lie. Those of like length (to a factor of two) share buckets."""
     starts = _starts(segments)
     ends = torch.cat([starts[1:], starts.new_tensor([segments.numel()])])
     real = segments.flatten()[starts] > 0
@@ -94,7 +93,7 @@ def buckets(segments: Int[Tensor, "B T"]) -> Buckets:
         first, count = starts[sizes == alike], lengths[sizes == alike]
         while len(first):
             width = -(-int(count[0]) // ALIGN) * ALIGN
-            number = max(IN_CACHE // (width * block_of(width)), 1)
+            number = max(IN_CACHE // (width * block_of(width)), 1) if segments.device.type == "cpu" else len(first)
             offsets = torch.arange(width, device=segments.device)
             bucket = first[:number, None] + offsets
             places.append(torch.where(offsets < count[:number, None], bucket, -1).flatten())
@@ -130,7 +129,7 @@ def attend(
 ) -> Float[Tensor, "B T A D"]:
     """Each document's own causal attention."""
     rows, _, length, _ = query.shape
-    # Rotary embeddings leave query and key in float32 under autocast.
+    # transformers' own rotary positions leave query and key in float32 under autocast.
     states = (query.to(value.dtype), key.to(value.dtype), value)
     flat = [one.transpose(1, 2).reshape(rows * length, -1, one.shape[-1]) for one in states]
     attended = _by_runs(*flat, docs, scale) if isinstance(docs, Runs) else _by_buckets(*flat, docs, scale, dropout)

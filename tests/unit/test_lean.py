@@ -158,9 +158,11 @@ def test_attention_of_other_kinds_is_left_alone():
     class Other(LlamaAttention):
         """One that may do more in its forward pass."""
 
-    layer = nn.ModuleList([Other(LlamaConfig(**SIZES), 0)])
-    lean(layer)
-    assert type(layer[0]) is Other
+    more = LlamaAttention(LlamaConfig(**SIZES), 0)
+    more.q_norm = nn.LayerNorm(12)
+    layers = nn.ModuleList([Other(LlamaConfig(**SIZES), 0), more])
+    lean(layers)
+    assert [type(layer) for layer in layers] == [Other, LlamaAttention]
 
 
 def test_each_has_its_own_window():
