@@ -22,9 +22,9 @@ absl.logging.set_verbosity(_verbosity)
 
 WINDOW = 512
 """Samples packed at a time, at least."""
-PACKS = 96
+PACKS = 64
 """Packs made at a time, about: the last ones of a window stay half empty, so there should be many."""
-SMALL = 2**16
+SMALL = 512
 """Sources with fewer samples are shuffled here: grain tries 2**16 / n numbers for a place in n, 0.1 s where n is 2."""
 
 ENDLESS = 2**48
