@@ -8,7 +8,8 @@ the tokens learned. The peers have the same sizes, pictures, texts and token ids
 omnikit packs them into 1536 positions. No one recomputes activations or saves while it is measured.
 
 `full` trains everything; in `align` the projector alone trains, omnikit with features from its cache. `text` is the
-language model alone at 2048 positions; `ranks` compares two processes of one thread with one of two.
+language model alone at 2048 positions; `ranks` compares two processes of one thread with one of two, at 4 packs a step
+and (for two steps, and two rounds at most) at 16.
 
 Contenders take turns, each a process of its own for a few steps, of which the first is left out; figures are medians
 over rounds. Tokens are real ones, not padding. Memory is the peak of the whole process, imports (0.5 GB) included.
@@ -190,11 +191,11 @@ def ranks(options: Options, registry: Registry) -> Iterator[Line]:
     write(data)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     contender = [str(CONTENDER), "omnikit", "full"]
-    few, long = options._replace(steps=2), options._replace(steps=2, rounds=min(options.rounds, 2))
-    settings = (("bf16", 1024, 4, options), ("bf16", 1024, 16, long), ("fp32", 512, 4, few._replace(rounds=1)))
+    batch = "stages.only.batch={{length: {}, packs: {}, micro: {}}}"
+    long, exact = (options._replace(steps=2, rounds=min(options.rounds, most)) for most in (2, 1))
+    settings = (("bf16", 1024, 4, options), ("bf16", 1024, 16, long), ("fp32", 512, 4, exact))
     for precision, length, packs, own in settings:
         given = ["--set", f"run.precision={precision}"]
-        batch = "stages.only.batch={{length: {}, packs: {}, micro: {}}}"
         one, two = (["--set", batch.format(length, packs, micro)] for micro in (2, 1))
         for shard in (1, 2):
             cut = ["--set", f"run.shard={shard}"]

@@ -3,6 +3,8 @@
 Letters: N sequences of S positions, A attention heads, K of them for keys and values, D head width.
 """
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -110,10 +112,14 @@ def _added(total: Tensor | None, part: Tensor) -> Tensor:
     return total
 
 
+def aligned(length: int) -> int:
+    """The length, rounded up to what a CPU takes at once."""
+    return -(-length // ALIGN) * ALIGN
+
+
 def block_of(length: int) -> int:
     """Queries, of so many, that causal attention takes at a time: blocks are alike."""
-    number = max(-(-length // BLOCK), 1)
-    return -(-length // (number * ALIGN)) * ALIGN
+    return aligned(-(-length // max(-(-length // BLOCK), 1)))
 
 
 def _blocks(length: int, is_causal: bool) -> list[tuple[int, int, int]]:
@@ -121,8 +127,17 @@ def _blocks(length: int, is_causal: bool) -> list[tuple[int, int, int]]:
     size = block_of(length)
     if not is_causal or length <= size:
         return [(0, length, length)]
-    ends = [*range(size, length, size), length]
-    return [(begin, end, end) for begin, end in zip([0, *ends], ends, strict=False)]
+    return [(begin, end, end) for begin, end in pairwise([*range(0, length, size), length])]
+
+
+def in_parts(rows: Tensor, most: int) -> Iterator[slice]:
+    """Rows of about `most` numbers, which a CPU takes through several passes while they are in its cache; else all."""
+    if rows.device.type != "cpu":
+        yield slice(None)
+        return
+    step = max(most // max(rows[:1].numel(), 1), 1)
+    for start in range(0, len(rows), step):
+        yield slice(start, start + step)
 
 
 def _for_layers(

@@ -3,7 +3,7 @@
 Letters: B rows of T positions, A attention heads, D head width, H width, I width of an MLP.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
-from omnikit.kernels import autocast_type
+from omnikit.kernels import autocast_type, in_parts
 
 IN_CACHE = 2**17
 """Numbers that a CPU takes from a layer's first pass over them to its last, so that they stay in its cache."""
@@ -96,7 +96,7 @@ class _RMSNorm(torch.autograd.Function):
         rows = states.reshape(-1, states.shape[-1])
         normed = torch.empty_like(rows, dtype=dtype)
         scale = torch.empty(len(rows), 1, device=rows.device)
-        for part in _parts(rows):
+        for part in in_parts(rows, IN_CACHE):
             wide = rows[part].float()
             scale[part] = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
             own = wide * scale[part]
@@ -112,7 +112,7 @@ class _RMSNorm(torch.autograd.Function):
         rows, given = (one.reshape(-1, states.shape[-1]) for one in (states, grad))
         to_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         to_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
-        for part in _parts(rows):
+        for part in in_parts(rows, IN_CACHE):
             wide, own, factor = rows[part].float(), given[part].float(), scale[part]
             if to_weight is not None:
                 to_weight += (wide * factor).mul_(own).sum(0)
@@ -226,20 +226,10 @@ def _rotated(
     rows = states.flatten(0, 1)
     cos, sin = (one.expand(len(states), -1, -1).flatten(0, 1).unsqueeze(1) for one in (cos, sin))
     rotated = torch.empty_like(rows)
-    for part in _parts(rows):
+    for part in in_parts(rows, IN_CACHE):
         wide = rows[part].to(wider)
         own = wide * cos[part]
         own[..., :half] -= wide[..., half:] * sin[part, :, :half]
         own[..., half:] += wide[..., :half] * sin[part, :, half:]
         rotated[part] = own
     return rotated.view(states.shape)
-
-
-def _parts(rows: Tensor) -> Iterator[slice]:
-    """Rows that are taken together through a few elementwise passes."""
-    if rows.device.type != "cpu":
-        yield slice(None)
-        return
-    step = max(IN_CACHE // max(rows[:1].numel(), 1), 1)
-    for start in range(0, len(rows), step):
-        yield slice(start, start + step)

@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from omnikit.kernels import in_parts
+
 CHUNK = 4096
 """Label positions at a time: with 152,064 words in float32 that is 2.5 GB of logits."""
 IN_CACHE = 2**20
@@ -62,16 +64,14 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> Float[Tensor, " N"]:  # noqa: ANN401
-        number, words = logits.shape
-        rows = max(IN_CACHE // words, 1) if logits.device.type == "cpu" else number
-        if number <= rows:
-            losses, gradient = _losses(logits, targets, ctx.needs_input_grad[0])
+        differentiate, parts = ctx.needs_input_grad[0], list(in_parts(logits, IN_CACHE))
+        if len(parts) == 1:
+            losses, gradient = _losses(logits, targets, differentiate)
         else:
-            losses = torch.empty(number, device=logits.device)
-            gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-            for start in range(0, number, rows):
-                part = slice(start, start + rows)
-                losses[part], own = _losses(logits[part], targets[part], gradient is not None)
+            losses = torch.empty(len(targets), device=logits.device)
+            gradient = torch.empty_like(logits) if differentiate else None
+            for part in parts:
+                losses[part], own = _losses(logits[part], targets[part], differentiate)
                 if gradient is not None:
                     gradient[part] = own
         if gradient is not None:

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-from omnikit.kernels import ALIGN, block_of, plain_attention
+from omnikit.kernels import aligned, block_of, plain_attention
 
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 PLAIN = 1024
@@ -92,7 +92,7 @@ def buckets(segments: Int[Tensor, "B T"]) -> Buckets:
     for alike in sizes.unique().flip(0).tolist():
         first, count = starts[sizes == alike], lengths[sizes == alike]
         while len(first):
-            width = -(-int(count[0]) // ALIGN) * ALIGN
+            width = aligned(int(count[0]))
             number = max(IN_CACHE // (width * block_of(width)), 1) if segments.device.type == "cpu" else len(first)
             offsets = torch.arange(width, device=segments.device)
             bucket = first[:number, None] + offsets

@@ -98,7 +98,7 @@ def test_buckets_find_every_run_and_its_way_back(monkeypatch, rows, in_cache):
     sizes = [number * width for number, width in docs.shapes]
     for (number, width), bucket in zip(docs.shapes, places.split(sizes), strict=True):
         lengths = (bucket.view(number, width) >= 0).sum(1).tolist()
-        assert width == -(-max(lengths) // ALIGN) * ALIGN
+        assert width % ALIGN == 0 and width - ALIGN < max(lengths) <= width
         assert max(lengths) <= 2 * min(lengths), "documents of like length share a bucket"
         assert number == 1 or in_cache > 1
         found += [line[:length].tolist() for line, length in zip(bucket.view(number, width), lengths, strict=True)]
