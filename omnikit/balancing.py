@@ -38,15 +38,16 @@ def passes(recipe: Recipe, stage: str, cached: bool) -> dict[str, float]:
     return found
 
 
-def costing(recipe: Recipe, stage: str) -> Callable[[str, int, float], float]:
+def costing(recipe: Recipe, stage: str, cached: bool | None = None) -> Callable[[str, int, float], float]:
     """cost(source, length, media): FLOPs that a sample of a source takes in a step of the stage.
 
     `length` is its tokens, `media` what one forward pass of its media through their encoders costs (`Index.cost`).
-    Projectors and the head are left out. The encoders of a source that holds several kinds of media count with the mean
-    of what they cost, for the index keeps one number for all media of a record.
+    Features are `cached` where the stage says so, unless told otherwise. Projectors and the head are left out. The
+    encoders of a source that holds several kinds of media count with the mean of what they cost, for the index keeps
+    one number for all media of a record.
     """
     used = recipe.stages[stage]
-    number = passes(recipe, stage, used.cache)
+    number = passes(recipe, stage, used.cache if cached is None else cached)
     number = {path: count + (recomputes(recipe, path) and count > FORWARD) for path, count in number.items()}
     through = number["backbone"]
     towers = {name: number[f"encoders.{entry.encoder}"] for name, entry in recipe.modalities.items()}

@@ -181,6 +181,11 @@ class RunFolder:
         finally:
             os.close(file)
 
+    @property
+    def holds_run(self) -> bool:
+        """Whether there is a run in the folder."""
+        return (self.path / "recipe.yaml").is_file()
+
     def begin(self, recipe: Recipe, data: Mapping[str, str]) -> None:
         """Make the folder, or go on in it; `data` are the fingerprints that `check` gave, which comes first."""
         text = dump_recipe(recipe)
@@ -202,7 +207,7 @@ class RunFolder:
         """The data's fingerprints. Refuses another recipe or other data than the run was begun with."""
         data = {name: source.fingerprint() for name, source in recipe.data.items()}
         path = self.path / "recipe.yaml"
-        if path.is_file():
+        if self.holds_run:
             refused = [
                 f"{path}: {key}: the run was begun with {before}, the recipe now says {after}; "
                 "give --out another folder, or go on with the recipe as it was"

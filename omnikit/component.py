@@ -38,6 +38,7 @@ __all__ = [
     "BenchmarkConfig",
     "Chat",
     "Component",
+    "EmptyAnswer",
     "EncoderConfig",
     "Grid",
     "Input",
@@ -45,6 +46,7 @@ __all__ = [
     "Medium",
     "Mel",
     "Member",
+    "NothingToLearn",
     "Pixels",
     "ProjectorConfig",
     "ReaderConfig",
@@ -120,6 +122,14 @@ class Sample(NamedTuple):
     id: str
     turns: tuple[Turn, ...]
     kind: str = ""
+
+
+class NothingToLearn(ValueError):
+    """A source's refusal of a record that has no answer."""
+
+
+class EmptyAnswer(NothingToLearn):
+    """A source's refusal of a record with an answer that says nothing."""
 
 
 # -------------------------------------------------------------------------------------------------------- the six kinds

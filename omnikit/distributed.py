@@ -160,7 +160,8 @@ def joined() -> Iterator[World]:
         return
     cuda = torch.cuda.is_available()
     if "MASTER_ADDR" not in os.environ:
-        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = _slurm_master(os.environ)
+        os.environ["MASTER_ADDR"], port = _slurm_master(os.environ)
+        os.environ.setdefault("MASTER_PORT", port)
     device = torch.device("cuda", place.local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)

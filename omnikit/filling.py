@@ -7,6 +7,7 @@ stead, and the model runs only what comes after the encoder.
 
 import hashlib
 import itertools
+import platform
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -106,6 +107,9 @@ def use_features(
     widths = {name: examples[encoder].value[:1].nbytes for name, encoder in branches.items()}
 
     total, missing = _missing(recipe, stage, data, start, steps, shelves, widths, display)
+    # The ranks of a machine share the work by one list: another run may have made more between two looks.
+    machine = platform.node()
+    missing = world.union({machine: missing} if world.local == 0 else {})[machine]
     told = world.agree(lambda: _no_room(recipe, total, sum(one.size for one in missing)))
     if told and begun:
         raise ValueError(f"stages.{stage}.cache: {told}, but it was begun with them; make room for them")

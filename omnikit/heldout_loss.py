@@ -54,12 +54,17 @@ class HeldOut:
         batch, known = recipe.stages[stage].batch, built(recipe, stage)
         self.length, self.micro = batch.length, batch.micro
         self.groups = groups_of(known)
+        first = set(built(recipe, next(iter(recipe.stages))))
+        always = {name for name, entry in recipe.heldout.items() if set(entry.data.modalities) <= first}
+        # Text that not every stage has room for would be measured by some and not, or cut, by others.
+        room = min(one.batch.length for one in recipe.stages.values())
 
         def parts() -> Iterator[Part]:
             for name, entry in recipe.heldout.items():
                 if set(entry.data.modalities) <= set(known):
                     source = entry.data.open()
-                    layouts = [one for one in _laid_out(source, layouter, batch) if _held_in(one) <= set(known)]
+                    found = (one for one in _laid_out(source, layouter, batch) if _held_in(one) <= set(known))
+                    layouts = [one for one in found if one.places or (len(one.ids) <= room and not one.cut)]
                     packs = pack([len(layout.ids) for layout in layouts], batch.length)
                     for begin in range(0, len(packs), batch.micro):
                         chosen = packs[begin : begin + batch.micro]
@@ -68,6 +73,8 @@ class HeldOut:
         # The first rank's word holds: if another one cannot read a file, they must not part.
         self.parts = world.agree(lambda: list(parts()))
         self.sets = list(dict.fromkeys(part.which for part in self.parts))
+        self.always = [number for number, name in enumerate(self.sets) if name in always]
+        """The sets that the first stage measures, too."""
 
     def is_due(self, step: int) -> bool:
         """Whether it is the time to measure after this step."""
@@ -76,15 +83,16 @@ class HeldOut:
     def measure(self, model: OmniModel, step: int) -> dict[str, Any]:
         """The line of metrics.jsonl for the model as it is after `step`; empty where no set can be measured.
 
-        Mean losses of a label token: of all, by what samples hold, and by set. Called by every rank.
+        Mean losses of a label token: of all, by what samples hold, by set, and of text alone in those sets that the
+        first stage measures as well. Called by every rank.
         """
         if not self.parts:
             return {}
         began = time.perf_counter()
         totals, labels = self._sums(model)
 
-        def means(names: Iterable[str], axis: int) -> dict[str, float]:
-            pairs = zip(names, totals.sum(axis).tolist(), labels.sum(axis).tolist(), strict=True)
+        def means(names: Iterable[str], axis: int, sets: list[int] | slice = slice(None)) -> dict[str, float]:
+            pairs = zip(names, totals[sets].sum(axis).tolist(), labels[sets].sum(axis).tolist(), strict=True)
             return {name: total / number for name, total, number in pairs if number}
 
         line: dict[str, Any] = {
@@ -94,6 +102,7 @@ class HeldOut:
             "loss": totals.sum().item() / max(labels.sum().item(), 1),
             "losses": means(self.groups, 0),
             "sets": means(self.sets, 1),
+            "text": means(self.groups, 0, self.always).get("text"),
             "labels": int(labels.sum()),
             "seconds": time.perf_counter() - began,
         }
@@ -189,7 +198,7 @@ class Forgetting:
 
     def add(self, line: Mapping[str, Any]) -> str | None:
         """Take in a line; what is to be said the first time that the loss has risen too far."""
-        loss = line["losses"].get("text")
+        loss = line.get("text")
         if line["stage"] == self.first:
             self.before = loss  # of its lines the last counts: its end
         elif not self.told and loss is not None and self.before is not None and loss > self.before + self.allowed:

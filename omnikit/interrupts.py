@@ -1,7 +1,11 @@
-"""A scheduler that wants its machines back sends SIGTERM or SIGUSR1: the run saves at its step's end, and leaves."""
+"""A scheduler that wants its machines back sends SIGTERM or SIGUSR1: the run saves at its step's end, and leaves.
+
+Where no step is being made (data are indexed, features made, a stage begins) it leaves at once: what is done is kept.
+"""
 
 import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType, TracebackType
@@ -28,10 +32,11 @@ def leave() -> None:
 class Requests:
     """While entered, the first of these signals is remembered in `asked`, and a second one ends the process at once.
 
-    Of the same kind and within `SAME` seconds it is no second one.
+    Of the same kind and within `SAME` seconds it is no second one. Unless it `defers`, the first one ends the process.
     """
 
     def __init__(self) -> None:
+        self._defers = True
         self.asked = ""
         """The name of the signal that came; empty as long as none has."""
         self._since = 0.0
@@ -47,9 +52,22 @@ class Requests:
         for number, before in self._before.items():
             signal.signal(number, before)  # type: ignore[arg-type]
 
+    def defer(self, does: bool) -> None:
+        """Whether a signal is remembered, for whoever makes steps to look at, or ends the process."""
+        self._defers = does
+        if self.asked and not does:
+            self._leave()
+
+    def _leave(self) -> None:
+        told = f"{self.asked}: stopped between steps; the same command goes on\n"
+        os.write(sys.stderr.fileno(), told.encode())  # a handler must not enter a print that it interrupted
+        os._exit(TRY_AGAIN)
+
     def _come(self, number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
         if not self.asked:
             self.asked, self._since = name, time.monotonic()
+            if not self._defers:
+                self._leave()
         elif name != self.asked or time.monotonic() - self._since > SAME:
             os._exit(TRY_AGAIN)

@@ -1,5 +1,6 @@
 """When there is too much wrong to go on: the account of bad samples, and that of steps that could not be made."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ IN_A_ROW = 100
 """So many bad samples of a source one after another are no accident, whatever its `max_bad` allows."""
 SKIPPED = 3
 """So many steps in a row without a finite loss and gradient are no accident."""
+OFTEN = 20
+"""Nor are more than so many in each 1,000."""
 FEWEST = 100
 """Samples of a source before its share of bad ones says something."""
 
@@ -63,10 +66,14 @@ class Skips:
         """How many in a row, and in all."""
         return self.in_a_row, self.total
 
-    def add(self, skipped: bool) -> str | None:
-        """Count a step. What is to be said where the run must not go on, else None."""
+    def add(self, skipped: bool, step: int) -> str | None:
+        """Count a step of the stage. What is to be said where the run must not go on, else None."""
         self.in_a_row = self.in_a_row + 1 if skipped else 0
         self.total += skipped
         if skipped and not self.allowed:
             return "the step was not made"
-        return f"{SKIPPED} steps in a row could not be made" if self.in_a_row == SKIPPED else None
+        if self.in_a_row == SKIPPED:
+            return f"{SKIPPED} steps in a row could not be made"
+        if skipped and self.total > OFTEN * math.ceil(step / 1000):
+            return f"{self.total} of {step} steps could not be made"
+        return None

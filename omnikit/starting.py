@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from omnikit.balancing import costing
 from omnikit.checkpoint import Checkpoint, RunFolder, flat_tensors
 from omnikit.data import Position, StageData
 from omnikit.distributed import World, shard, spread
@@ -101,6 +102,8 @@ def begin(
     if resumed is not None and resumed.step >= state["steps"]:
         return None
     data = StageData(recipe, name, layouter, display.indexing, state.get("indexes", {}))
+    indexes = world.union({world.rank: data.digests})
+    world.agree(lambda: _check_alike(indexes))
     steps = data.steps_planned
 
     # The model as the stages before left it, on the first rank; elsewhere as its memory was.
@@ -115,6 +118,8 @@ def begin(
     cached = state.get("cached", stage.cache)
     if cached:
         cached = use_features(recipe, name, model, data, position, steps - step, display, resumed is not None, world)
+    if cached != stage.cache:
+        data.costing = costing(recipe, name, cached)
 
     cut_up(model, recipe, world)
     optimizer = optimizer_of(model, rules)
@@ -156,6 +161,17 @@ def cut_up(model: OmniModel, recipe: Recipe, world: World) -> None:
     whole = flat_tensors(model)[0]
     shard(model, units, world, recipe.run.precision == "bf16")
     spread(flat_tensors(model)[0], whole, world)
+
+
+def _check_alike(indexes: Mapping[int, Mapping[str, str]]) -> None:
+    """Refuse ranks that have other lengths than the first: each would plan other steps."""
+    for rank, digests in indexes.items():
+        for name, digest in digests.items():
+            if digest != indexes[0][name]:
+                raise ValueError(
+                    f"data.{name}: has other lengths on rank {rank} than on rank 0; its media, or the versions of what "
+                    "reads them, differ between their machines: make them alike"
+                )
 
 
 def _check_plan(state: Mapping[str, Any], data: StageData, position: Position, checkpoint: Checkpoint) -> None:

@@ -81,21 +81,26 @@ def train(recipe: Recipe, folder: Path, display: Display, world: World | None = 
         layouter = layouter_of(recipe)
         check_recipe(recipe)
         check_tracker(recipe)
+        is_new = not run.holds_run
         data = run.check(recipe)
         with warnings.catch_warnings(action="ignore"):  # what is damaged is told as its stage begins
             saved = {name: checkpoint for name in recipe.stages if (checkpoint := run.latest(name))}
         begun = {name: checkpoint.state()["indexes"] for name, checkpoint in saved.items()}
         shapes = check_data(recipe, layouter, display.indexing, begun)
         held.enter_context(run.lock())
+        if is_new and run.holds_run:  # meanwhile, by another process, which has ended
+            run.check(recipe)
         run.begin(recipe, data)
         for source, shape in shapes.items():
             display.note(f"data.{source}: {shape}")
 
     with ExitStack() as held:
+        requests = held.enter_context(Requests())
+        requests.defer(False)
         world.agree(prepare)
         layouter = layouter_of(recipe)
-        requests = held.enter_context(Requests())
         for name in recipe.stages:
+            requests.defer(False)
             train_stage(recipe, name, run, layouter, display, world, requests)
     return run
 
@@ -125,6 +130,7 @@ def train_stage(
         Tracking(tracker, Place(run.path, name, begun.step, recipe), display) as tracking,
         Watchdog(name, _watched(model, recipe), world, recipe.run.hang) as watchdog,
     ):
+        requests.defer(True)
         if begun.lasting:
             saver.save(name, 0, begun.unchanged(), begun.state(), recipe.run.keep)
         if bf16:
@@ -193,7 +199,7 @@ def train_stage(
                 watchdog.move(f"step {step}: saving")
                 saver.save(name, step, begun.tensors(), begun.state(), recipe.run.keep)
             display.step(record)
-            if told.asked and not last:
+            if told.asked and not (last and name == list(recipe.stages)[-1]):
                 saver.wait()
                 raise Interrupted(f"stages.{name}: stopped and saved after step {step} of {begun.steps}")
             if last:
@@ -220,7 +226,7 @@ def _is_to_be_made(begun: Begun, work: Step, told: Outcome, run: RunFolder, disp
     """Whether a step's loss and gradient are finite numbers; every rank finds the same. Where not, its samples are
     listed, and the run stops unless the recipe lets it go on.
     """
-    verdict = begun.skips.add(not told.is_finite)
+    verdict = begun.skips.add(not told.is_finite, begun.step)
     if told.is_finite:
         return True
     fault = f"stages.{begun.name}: step {begun.step}: loss {told.loss}, gradient norm {told.norm}"

@@ -5,6 +5,8 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
+from packaging.requirements import Requirement
+
 PACKAGES = (
     "omnikit",
     "torch",
@@ -24,10 +26,15 @@ PACKAGES = (
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Version of each package that can change a result, plugins included; "absent" where one is not installed."""
-    plugins = {entry.dist.name for entry in entry_points(group="omnikit") if entry.dist}
+    """Version of each package that can change a result; "absent" where one is not installed.
+
+    Plugins are among them, and what plugins require: openai-whisper makes the spectrograms of its encoder.
+    """
+    plugins = {entry.dist.name: entry.dist.requires or [] for entry in entry_points(group="omnikit") if entry.dist}
+    wanted = (Requirement(text) for requires in plugins.values() for text in requires)
+    required = {one.name for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})}
     found = {}
-    for name in (*PACKAGES, *sorted(plugins - set(PACKAGES))):
+    for name in (*PACKAGES, *sorted({*plugins, *required} - set(PACKAGES))):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -55,6 +55,8 @@ def train(
             raise ValueError("\n".join(gone))
         again = [str(recipe), *(part for given in sets for part in ("--set", given)), "--out", str(folder)]
         raise typer.Exit(launch(nproc, max_restarts, ["train", *again, *(["--json"] if as_json else [])]))
+    if max_restarts:
+        raise ValueError("--max-restarts: there are no processes to start again without --nproc; say --nproc too")
     try:
         result = _run(recipe, sets, folder)
     except KeyboardInterrupt:

@@ -88,19 +88,19 @@ class Lines:
         """Loss, speed, share of the machine's peak, share of the time that data is waited for, memory, and the time
         that is left of the stage. Speeds are of the last steps.
         """
-        seconds = sum(one["seconds"] for one in self.recent)
-        speed, mfu = (
-            sum(one[key] * one["seconds"] for one in self.recent) / max(seconds, 1e-9)
-            for key in ("tokens_per_second", "mfu")
-        )
-        waited = sum(one["wait"] for one in self.recent)
+        # A step's whole time, from the end of the one before; what was waited for is the slowest rank's, part of it.
+        rates = [(one["tokens_per_second"], one) for one in self.recent]
+        times = [one["tokens"] / rate if rate else one["seconds"] for rate, one in rates]
+        seconds, waited = max(sum(times), 1e-9), sum(one["wait"] for one in self.recent)
+        speed = sum(one["tokens"] for one in self.recent) / seconds
+        mfu = sum(one["mfu"] * time for one, time in zip(self.recent, times, strict=True)) / seconds
         gone, made = time.monotonic() - self.began, record["step"] - self.first
         left = gone / made * (self.steps - record["step"])
         parts = (
             "skipped" if record["loss"] is None else f"loss {record['loss']:.3f}",
             f"{speed:,.0f} tokens/s",
             f"MFU {mfu:.0%}" if mfu >= 0.1 else f"MFU {mfu:.1%}",
-            f"wait {waited / max(waited + seconds, 1e-9):.0%}",
+            f"wait {min(waited / seconds, 1):.0%}",
             f"{record['memory'] / 1e9:.1f} GB",
             f"{_duration(left)} left" if left else f"in {_duration(gone)}",
         )

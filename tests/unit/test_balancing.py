@@ -113,6 +113,14 @@ def test_a_part_costs_as_many_forward_passes_as_its_rule_makes_of_it(recipe_of, 
     assert cost("mixed", 40, 1e6) == pytest.approx(backbone * forward + (vision + audio) / 2 * 1e6)
 
 
+def test_features_cost_nothing_unless_the_stage_runs_without_them(recipe_of, parts):
+    train = {"modalities.image.projector": 1e-3, "rest": "frozen"}
+    recipe = recipe_of({"one": parts.stage({"image": 1}, train, cache=True)})
+    forward = recipe.backbone.cost(40, 0)
+    assert costing(recipe, "one")("image", 40, 1e6) == pytest.approx(2 * forward)
+    assert costing(recipe, "one", cached=False)("image", 40, 1e6) == pytest.approx(2 * forward + 1e6)
+
+
 def test_recomputing_costs_one_pass_more_wherever_gradients_pass(recipe_of, parts):
     train = {"encoders.audio": 1e-3, "rest": "frozen"}
     recipe = recipe_of({"one": parts.stage({"image": 1, "audio": 1}, train)}, run={"recompute": True})

@@ -16,6 +16,7 @@ from omnikit.checkpoint import BAD, MEASURED, RunFolder
 from omnikit.cli.watching import Lines
 from omnikit.component import Medium, Member
 from omnikit.data import Position, StageData, layouter_of
+from omnikit.distributed import ALONE
 from omnikit.features import Shelf, digest_of
 from omnikit.filling import use_features
 from omnikit.media import MediaError
@@ -23,8 +24,9 @@ from omnikit.packing import read_items
 from omnikit.recipe import Recipe, frozen_encoders
 from omnikit.stages import apply_rules, rules_by_parameter, units_of
 from omnikit.stages import recompute as again
-from omnikit.starting import start_of
+from omnikit.starting import begin, start_of
 from omnikit.train import train
+from omnikit.versions import versions
 
 RULES = {"modalities": 1e-2, "rest": "frozen"}
 
@@ -423,6 +425,22 @@ def test_features_that_do_not_fit_are_not_made_and_the_stage_runs_live_to_its_en
     display = Display()  # the step that remains would fit
     run = train(recipe, tmp_path / "run", display)
     assert not display.told and not shards(own_folder) and run.latest("one").state()["cached"] is False
+
+
+def test_packs_are_dealt_by_what_a_stage_costs_that_runs_live_after_all(of_pictures, tmp_path):
+    costs = []
+    for name, room in (("kept", 24 * 16 * 16 * 4), ("live", 24 * 16 * 16 * 4 - 1)):
+        recipe = of_pictures(run={"cache_bytes": room})
+        run, display = RunFolder(tmp_path / name), Display()
+        run.begin(recipe, run.check(recipe))
+        begun = begin(recipe, "one", run, layouter_of(recipe), display, ALONE)
+        assert begun.cached == (name == "kept")
+        costs.append(begun.data.costing("rows", 40, 1e6))
+    assert costs[1] == pytest.approx(costs[0] + 1e6)
+
+
+def test_what_makes_a_mediums_input_is_in_the_key_of_its_features():
+    assert "openai-whisper" in versions(), "a plugin requires it"
 
 
 def test_media_that_many_records_share_are_counted_and_made_once(recipe_of, parts):

@@ -240,7 +240,7 @@ def test_measuring_nothing_is_refused(recipe_of, parts, tmp_path):
 
 
 def line(stage, step, text):
-    return {"stage": stage, "step": step, "losses": {} if text is None else {"text": text}}
+    return {"stage": stage, "step": step, "text": text}
 
 
 def test_a_rise_above_the_first_stages_end_is_told_once():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from omnikit.checkpoint import BAD
 from omnikit.data import Seen
-from omnikit.ledger import IN_A_ROW, Ledger
+from omnikit.ledger import IN_A_ROW, OFTEN, SKIPPED, Ledger, Skips
 from omnikit.train import TrainingStopped, train
 
 
@@ -46,6 +46,28 @@ def test_sources_are_counted_each_for_itself_and_counts_go_on():
     assert resumed.counts == first.counts
     assert resumed.add(seen("x" * 5, "a")) is None
     assert resumed.add(seen("x", "a")).startswith("data.a: 21 of 21")
+
+
+@pytest.mark.parametrize(
+    ("skipped", "told"),
+    [
+        ([5, 6, 8, 9], None),
+        ([5, 6, 7], (7, f"{SKIPPED} steps in a row could not be made")),
+        (range(2, 2 * OFTEN + 2, 2), None),
+        (range(2, 2 * OFTEN + 4, 2), (42, "21 of 42 steps could not be made")),
+        (range(50, 10_000, 50), None),
+        (range(45, 10_000, 45), (945, "21 of 945 steps could not be made")),
+    ],
+)
+def test_a_row_of_steps_that_are_skipped_stops_and_so_do_many(skipped, told):
+    skips, found = Skips(True), None
+    for step in range(1, 10_001):
+        verdict = skips.add(step in skipped, step)
+        skips = Skips(True, *skips.counts)  # as a checkpoint has it
+        if verdict is not None:
+            found = (step, verdict)
+            break
+    assert found == told
 
 
 ENDS = {"image": "png", "audio": "wav", "video": "mp4"}

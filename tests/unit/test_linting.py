@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from omnikit.balancing import costing, dealt, idle_share, in_order
+from omnikit.builtin.sources import Jsonl
 from omnikit.cli import main
 from omnikit.component import Medium, Sample, SourceConfig, Turn
 from omnikit.data import StageData, layouter_of
@@ -171,7 +172,7 @@ def test_every_kind_of_fault_is_found_where_it_was_planted(recipe_with, picture,
         "unused_modality": [("data.bad", None, None)],
     }
     assert list(places(result)) == list(KINDS), "each kind is planted here, and they come in this order"
-    assert (result["errors"], result["warnings"]) == (13, 13)
+    assert (result["errors"], result["warnings"]) == (15, 11)
     row = result["sources"]["data.bad"]
     assert (row["records"], row["looked_at"], row["usable"]) == (17, 17, 10)
     assert row["media"]["image"] == {"count": 4, "broken": 2}
@@ -191,6 +192,25 @@ def test_findings_say_where_what_is_wrong_and_what_would_be_right(recipe_with, p
     assert unparsable == "data.bad: x.jsonl:3: is no JSON; write one JSON object a line"
     assert broken.startswith(f"data.bad: sample a\\nb: image: {tmp_path}/gone.png: cannot be opened") and ";" in broken
     assert empty == "data.bad: sample c: turn 2: the assistant's answer is empty; write it or remove the record"
+
+
+def test_what_a_source_itself_refuses_is_told_as_what_it_is(recipe_with, tmp_path):
+    """The sources of the core give no sample without an answer: training counts it as bad."""
+    rows = [
+        {"id": "empty", "turns": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": " "}]},
+        {"id": "mute", "turns": [{"role": "user", "content": "a?"}]},
+        {"id": "fine", "turns": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "red"}]},
+        {"id": "odd", "turns": 7},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = lint(recipe_with({"bad": Jsonl(path=str(path))}))
+    assert {kind: [record for _, record, _ in found] for kind, found in places(result).items()} == {
+        "unparsable": [3],
+        "empty_answer": [0],
+        "nothing_learned": [1],
+    }
+    assert result["errors"] == 3
 
 
 def test_a_fault_is_told_once_whatever_the_stages_call_the_media(recipe_with, parts, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from omnikit.account import Account
+from omnikit.checkpoint import RunFolder
 from omnikit.cli.launching import launch
 from omnikit.distributed import ALONE, Launched, attempt, launched
 from omnikit.interrupts import TRY_AGAIN, Interrupted, Requests
@@ -18,6 +19,7 @@ from omnikit.loss import Loss
 from omnikit.packing import collate
 from omnikit.recipe import dump_recipe
 from omnikit.saving import Saver
+from omnikit.starting import _check_alike
 from omnikit.tensorfiles import load_into, names_in
 from omnikit.train import train
 from omnikit.watchdog import STEPS, Beat, Pace, Watchdog, told_of
@@ -168,6 +170,62 @@ def test_a_second_signal_ends_the_process_at_once():
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stdout, ended.stderr) == (TRY_AGAIN, "still here\n", "")
+
+
+def test_a_signal_between_steps_ends_the_process_at_once():
+    code = (
+        "import signal, time; from omnikit.interrupts import Requests\n"
+        "with Requests() as asked:\n"
+        "    {}\n"
+        "    time.sleep(60)"
+    )
+    for lines in (
+        "asked.defer(False); signal.raise_signal(signal.SIGUSR1)",
+        "asked.defer(True); signal.raise_signal(signal.SIGUSR1); asked.defer(False)",
+    ):
+        ended = subprocess.run([sys.executable, "-c", code.format(lines)], capture_output=True, text=True, timeout=120)
+        told = "SIGUSR1: stopped between steps; the same command goes on\n"
+        assert (ended.returncode, ended.stdout, ended.stderr) == (TRY_AGAIN, "", told)
+
+
+@pytest.mark.parametrize("moment", ["indexing", "features of one", "the end of a stage"])
+def test_a_run_that_is_asked_to_stop_between_steps_goes_on(recipe_of, parts, tmp_path, moment):
+    """Not killed: a scheduler's script looks at the exit code."""
+    stages = {
+        "one": parts.stage({"image": 1}, {"modalities": 1e-2, "rest": "frozen"}, cache=True),
+        "two": parts.stage({"text": 1}, {"rest": 1e-3}),
+    }
+    path, out = tmp_path / "toy.yaml", tmp_path / "run"
+    path.write_text(dump_recipe(recipe_of(stages)))
+    code = (
+        "import signal, sys; from omnikit.cli import main; from omnikit.cli.watching import Lines\n"
+        "asked = sys.argv.pop()\n"
+        "def ask(moment):\n"
+        "    if moment == asked: signal.raise_signal(signal.SIGTERM)\n"
+        "Lines.indexing = lambda self, *_: ask('indexing')\n"
+        "Lines.caching = lambda self, what, *_: ask(what)\n"
+        "step = Lines.step\n"
+        "def made(self, record):\n"
+        "    step(self, record)\n"
+        "    if record['stage'] == 'one' and record['step'] == self.steps: ask('the end of a stage')\n"
+        "Lines.step = made\n"
+        "main(['train', *sys.argv[1:]])\n"
+    )
+    command = [sys.executable, "-c", code, str(path), "--out", str(out), moment]
+    environ = {**os.environ, "OMNIKIT_CACHE": str(tmp_path / "cache")}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environ)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (TRY_AGAIN, False), ended.stderr
+    assert "SIGTERM: stopped between steps; the same command goes on" in ended.stderr
+    assert RunFolder(out).latest("two") is None
+    again = subprocess.run([*command[:-1], "never"], capture_output=True, text=True, timeout=240, env=environ)
+    assert again.returncode == 0, again.stderr
+    assert RunFolder(out).latest("two") is not None
+
+
+def test_ranks_whose_data_differ_are_refused():
+    _check_alike({0: {"a": "1", "b": "2"}, 1: {"a": "1", "b": "2"}})
+    with pytest.raises(ValueError, match=r"^data\.b: has other lengths on rank 1 than on rank 0; .*: make them alike$"):
+        _check_alike({0: {"a": "1", "b": "2"}, 1: {"a": "1", "b": "3"}})
 
 
 def test_a_signal_that_comes_late_does_not_kill_who_is_leaving(recipe_of, parts, tmp_path):

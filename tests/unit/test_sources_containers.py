@@ -481,12 +481,30 @@ def test_a_table_names_the_files(tmp_path, end):
         ("file_name,text\na.png,b,c\n", r"metadata\.csv:2: has not as many columns"),
         ('file_name,text\n"a.png,b\n', r"metadata\.csv:.*: is no CSV"),
         ("file_name,text\n", r"metadata\.csv: holds no row"),
+        ("file_name,image\na.png,a.png\n", r"metadata\.csv:2: has 'image' beside file_name, .*; remove one of them"),
     ],
 )
 def test_a_bad_row_of_a_table_is_named(tmp_path, table, message):
     (tmp_path / "metadata.csv").write_text(table)
     with pytest.raises(ValueError, match=message):
         Folder(path=str(tmp_path), modalities=PICTURES).open()[0]
+
+
+def test_a_row_that_names_no_file_is_named(tmp_path):
+    (tmp_path / "metadata.jsonl").write_text('{"file_names": [], "text": "a"}\n')
+    with pytest.raises(ValueError, match=r"metadata\.jsonl:1: file_names is empty; name the media"):
+        Folder(path=str(tmp_path), modalities=PICTURES).open()[0]
+
+
+def test_a_record_of_a_shard_that_is_nested_beyond_reason_is_a_bad_record(tmp_path):
+    """Deeper than Python calls go, and not so deep that its JSON parser refuses it."""
+    found = set()
+    for depth in (300, 480, 600, 900, 5000):
+        path = tar_of(tmp_path / f"{depth}.tar", [("a.json", b'{"a": ' * depth + b"1" + b"}" * depth)])
+        with pytest.raises(ValueError, match=r"\.tar/a") as raised:
+            WebDataset(path=str(path), modalities=PICTURES).open()[0]
+        found.add("nested too deeply" in str(raised.value))
+    assert found == {False, True}
 
 
 @pytest.mark.parametrize("source", [Jsonl, Parquet, HFDataset, WebDataset, Folder])

@@ -161,13 +161,21 @@ class _NamingFiles:
         if not isinstance(record, dict) or not ("file_name" in record or "file_names" in record):
             raise ValueError(f"{where}: has no file_name; name the medium that the row is of")
         rest = {key: value for key, value in record.items() if key not in ("file_name", "file_names")}
-        names = record.get("file_names", [record.get("file_name")])
-        for name in names if isinstance(names, list) else [names]:
+        told = record.get("file_names", record.get("file_name"))
+        names = told if isinstance(told, list) else [told]
+        media: dict[str, list[str]] = {}
+        for name in names:
             kind = kind_of(name) if isinstance(name, str) else None
             if kind is None:
                 raise ValueError(f"{where}: file_name {name!r:.60} tells of no modality by its ending")
-            rest.setdefault(kind, []).append(name)
-        return Row({"id": str(names[0]) if isinstance(names, list) else str(names)} | rest, where, self.folder)
+            media.setdefault(kind, []).append(name)
+        if not media:
+            raise ValueError(f"{where}: file_names is empty; name the media that the row is of")
+        if twice := sorted(rest.keys() & media.keys()):
+            raise ValueError(
+                f"{where}: has {twice[0]!r} beside file_name, which names the {twice[0]}; remove one of them"
+            )
+        return Row({"id": str(names[0])} | rest | media, where, self.folder)
 
 
 class _CsvRows:

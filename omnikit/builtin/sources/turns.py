@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.builtin.sources.media import medium_of
-from omnikit.component import Medium, Turn
+from omnikit.component import EmptyAnswer, Medium, NothingToLearn, Turn
 
 __all__ = ["ROLES", "Content", "as_text", "checked", "own_turns"]
 
@@ -28,10 +28,10 @@ def own_turns(record: Mapping[str, Any], where: str, folder: Path, modalities: f
 def checked(turns: tuple[Turn, ...], where: str) -> tuple[Turn, ...]:
     """The turns, once there is something to learn in them."""
     if not any(turn.role == "assistant" for turn in turns):
-        raise ValueError(f"{where}: has no assistant turn; there is nothing to learn or to answer")
+        raise NothingToLearn(f"{where}: has no assistant turn; there is nothing to learn or to answer")
     for number, turn in enumerate(turns, 1):
         if turn.role == "assistant" and not any(name == "text" and str(value).strip() for name, value in turn.content):
-            raise ValueError(
+            raise EmptyAnswer(
                 f"{where}: turn {number}: the assistant's answer is empty; remove the record or write the answer"
             )
     return turns

@@ -144,7 +144,10 @@ class TarRows:
             raise ValueError(f"{where}: is no JSON object; write one record")
         shown: set[Medium] = set()
         files = {name: medium for medium in media.values() for name in _names_of(medium)}
-        return _with_members(value, files, shown), shown
+        try:
+            return _with_members(value, files, shown), shown
+        except RecursionError as error:
+            raise ValueError(f"{where}: is nested too deeply; write one record") from error
 
     def _text(self, shard: Path, member: Member) -> str:
         try:
