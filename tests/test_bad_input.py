@@ -90,6 +90,14 @@ def test_the_recipe_itself_is_good(folder, world, capsys):
     assert not left.value.code, capsys.readouterr().err
 
 
+def test_restarts_of_nothing_are_refused(folder, world, capsys):
+    (folder / "recipe.yaml").write_text(RECIPE.replace("WORLD", str(world)))
+    with pytest.raises(SystemExit) as left:
+        main(["train", "recipe.yaml", "--max-restarts", "3"])
+    told = "--max-restarts: there are no processes to start again without --nproc; say --nproc too\n"
+    assert (left.value.code, capsys.readouterr().err) == (2, told)
+
+
 # ------------------------------------------------------------------------------------------------------------- recipes
 
 PROJECTOR_RULE = "modalities.image.projector: 1e-3"

@@ -12,6 +12,7 @@ import torch
 
 import omnikit.checkpoint
 import omnikit.data
+import omnikit.filling
 import omnikit.mixing
 import omnikit.tensorfiles
 import omnikit.train
@@ -75,6 +76,11 @@ def small_windows():
 def small_files():
     """Files of a checkpoint of 8 kB, so that there are several of a rank."""
     omnikit.tensorfiles.FILE = 8192
+
+
+def small_shards():
+    """Shards of two features, so that every rank makes some."""
+    omnikit.filling.ITEMS = 2
 
 
 def hold_frozen_whole():

@@ -453,6 +453,24 @@ def test_begin_refuses_other_data(tmp_path, recipe_of, world, parts):
         begin(run, recipe)
 
 
+def test_a_run_that_another_process_began_in_the_meantime_is_not_taken_for_ones_own(
+    tmp_path, recipe_of, parts, quiet, monkeypatch
+):
+    """While this one looked at its data and had no lock yet; the other has ended, and its lock is gone."""
+    stages, folder = {"language": parts.stages["language"]}, tmp_path / "run"
+
+    def meanwhile(*_):
+        other = recipe_of(stages, run={"seed": 5})
+        run = RunFolder(folder)
+        run.begin(other, run.check(other))
+        return {}
+
+    monkeypatch.setattr("omnikit.train.check_data", meanwhile)
+    with pytest.raises(ValueError, match=r"run\.seed: the run was begun with 5, the recipe now says 0"):
+        train(recipe_of(stages), folder, quiet)
+    assert "seed: 5" in (folder / "recipe.yaml").read_text()
+
+
 def test_begin_refuses_a_folder_of_something_else(tmp_path, recipe_of):
     (tmp_path / "letters.txt").write_text("dear")
     with pytest.raises(ValueError, match="is not empty and holds no run; give --out a new folder"):
