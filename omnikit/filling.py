@@ -117,7 +117,6 @@ def use_features(
         display.note(f"stage {stage}: {told}; it reads and encodes its media in every step")
         return False
 
-    world.meet()  # all have seen what there is before any makes more
     _fill(stage, data, shelves, missing, lambda one, item: encoded(branches[one.modality], item), display, world)
     model.stored = examples
     own = {name: branch for name, branch in data.branches.items() if name in shelves}

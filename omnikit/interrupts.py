@@ -5,7 +5,6 @@ Where no step is being made (data are indexed, features made, a stage begins) it
 
 import os
 import signal
-import sys
 import threading
 import time
 from types import FrameType, TracebackType
@@ -35,8 +34,9 @@ class Requests:
     Of the same kind and within `SAME` seconds it is no second one. Unless it `defers`, the first one ends the process.
     """
 
-    def __init__(self) -> None:
-        self._defers = True
+    def __init__(self, speaks: bool = True) -> None:
+        """`speaks`: it says why it ends the process between steps; one of several ranks is enough."""
+        self._speaks, self._defers = speaks, True
         self.asked = ""
         """The name of the signal that came; empty as long as none has."""
         self._since = 0.0
@@ -59,8 +59,8 @@ class Requests:
             self._leave()
 
     def _leave(self) -> None:
-        told = f"{self.asked}: stopped between steps; the same command goes on\n"
-        os.write(sys.stderr.fileno(), told.encode())  # a handler must not enter a print that it interrupted
+        if self._speaks:  # not by print: this may be a handler that interrupted one
+            os.write(2, f"{self.asked}: stopped between steps; the same command goes on\n".encode())
         os._exit(TRY_AGAIN)
 
     def _come(self, number: int, _: FrameType | None) -> None:

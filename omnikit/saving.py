@@ -39,6 +39,11 @@ class Saver:
         copies = {name: tensor.detach().to("cpu", copy=step > 0) for name, tensor in tensors.items()}
         self.writing = self.pool.submit(self.run.save, stage, step, copies, state, keep, self.world)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether what was being written could not be. The next `save` says why."""
+        return self.writing is not None and self.writing.done() and self.writing.exception() is not None
+
     def wait(self) -> None:
         """Wait until what is being written is committed. Where that fails, it fails on every rank."""
         if self.writing is None:

@@ -95,7 +95,7 @@ def train(recipe: Recipe, folder: Path, display: Display, world: World | None = 
             display.note(f"data.{source}: {shape}")
 
     with ExitStack() as held:
-        requests = held.enter_context(Requests())
+        requests = held.enter_context(Requests(world.is_first))
         requests.defer(False)
         world.agree(prepare)
         layouter = layouter_of(recipe)
@@ -159,7 +159,9 @@ def train_stage(
             gradients = _gradients(model, name)
             watchdog.move(f"step {step}: sums over ranks")
             times = began - ended, watchdog.take_busy()
-            told = account.settle(gradients, len(work.bad()), bool(requests.asked), times)
+            # A checkpoint that failed is told of at once, on every rank alike: by the one that is now due.
+            asked = bool(requests.asked) or saver.has_failed
+            told = account.settle(gradients, len(work.bad()), asked, times)
 
             _count_bad(begun, work, told, run, world)
             if _is_to_be_made(begun, work, told, run, display, world):
