@@ -126,9 +126,9 @@ def train_stage(
     tracker = recipe.run.tracker if world.is_first else None
     display.stage(name, begun.step, begun.steps)
     with (
+        Saver(run, world) as saver,
         Tracking(tracker, Place(run.path, name, begun.step, recipe), display) as tracking,
         Watchdog(name, _watched(model, recipe), world, recipe.run.hang) as watchdog,
-        Saver(run, world) as saver,  # within: the last checkpoint is waited for under watch
     ):
         requests.defer(True)
         if begun.lasting:

@@ -273,18 +273,6 @@ def fail_sync(rank, step, code):
         _at_save(saved.append)
 
 
-def sleep_at_save(rank, step, seconds):
-    """Writing a step's checkpoint takes a rank so long, as on a file system that does not answer."""
-    if rank == RANK:
-
-        def do(at):
-            if at == step:
-                _say(f"{seconds} s of sleep as step {step} is written")
-                time.sleep(seconds)
-
-        _at_save(do)
-
-
 def vanish(rank, step, folder):
     """The run's folder is elsewhere as a step begins, as when a disk is unmounted."""
     if rank == RANK:

@@ -50,17 +50,6 @@ def test_a_rank_that_sleeps_for_ever_ends_the_job_and_is_named_with_step_and_mod
     assert lines_of(tmp_path / "run") == 5
 
 
-def test_a_last_checkpoint_that_is_never_written_ends_the_job(ranks, recipe, tmp_path):
-    fault = ("sleep_at_save", {"rank": 1, "step": 4, "seconds": 3600})
-    arguments = ("train", recipe, "--out", tmp_path / "run", "--set", "stages.omni.steps=4")
-    started = ranks.start(*arguments, faults=[fault])
-    codes = started.wait()
-    print(f"injected: rank 1 sleeps as it writes the last step: {codes}, {started.seconds}\n{started.told()}")
-    assert 0 not in codes
-    lines = [line for number in (0, 1) for line in started.err(number).splitlines() if "nothing has moved" in line]
-    assert len(lines) == 1 and "rank 1 at step 4: saving" in lines[0]
-
-
 def test_under_the_launcher_a_stopped_rank_is_named_all_are_ended_and_a_restart_goes_on(launch, recipe, tmp_path):
     """SIGSTOP: not even the rank's own watchdog runs any more."""
     folder = tmp_path / "run"
