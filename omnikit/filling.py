@@ -7,7 +7,6 @@ stead, and the model runs only what comes after the encoder.
 
 import hashlib
 import itertools
-import platform
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -107,9 +106,6 @@ def use_features(
     widths = {name: examples[encoder].value[:1].nbytes for name, encoder in branches.items()}
 
     total, missing = _missing(recipe, stage, data, start, steps, shelves, widths, display)
-    # The ranks of a machine share the work by one list: another run may have made more between two looks.
-    machine = platform.node()
-    missing = world.union({machine: missing} if world.local == 0 else {})[machine]
     told = world.agree(lambda: _no_room(recipe, total, sum(one.size for one in missing)))
     if told and begun:
         raise ValueError(f"stages.{stage}.cache: {told}, but it was begun with them; make room for them")
@@ -192,9 +188,11 @@ def _fill(
 ) -> None:
     """Make the shards of what is missing, one after another. A medium that cannot be read is left out.
 
-    The ranks of a machine, which have one cache folder, take turns.
+    The ranks of a machine, which have one cache folder, share what is missing by its names alone: another run may have
+    made some between two ranks' looks, and each must know what is its own.
     """
-    missing = sorted(missing, key=lambda one: one.modality)  # stable: within a modality as the steps come
+    own = (one for one in missing if int(one.name, 16) % world.locals == world.local)
+    missing = sorted(own, key=lambda one: one.modality)  # stable: within a modality as the steps come
 
     def read(one: _Wanted) -> tuple[_Wanted, Item | None]:
         with suppress(BadSample, OSError):
@@ -225,13 +223,12 @@ def _fill(
             raise OSError(str(error)) from error
 
     made = 0
-    for number, shard in enumerate(_shards(missing)):
+    for shard in _shards(missing):
         key = shelves[shard[0].modality].key
         items = hashlib.sha256("".join(one.name for one in shard).encode()).hexdigest()[:40]
-        if number % world.locals == world.local:
-            with suppress(_Nothing):
-                name = f"features-{key}-{items}.safetensors"
-                cache.made(name, lambda path, shard=shard, made=made: write(path, shard, made))
+        with suppress(_Nothing):
+            name = f"features-{key}-{items}.safetensors"
+            cache.made(name, lambda path, shard=shard, made=made: write(path, shard, made))
         made += len(shard)
     world.meet()
     for shelf in shelves.values():

@@ -60,7 +60,8 @@ class Requests:
 
     def _leave(self) -> None:
         if self._speaks:  # not by print: this may be a handler that interrupted one
-            os.write(2, f"{self.asked}: stopped between steps; the same command goes on\n".encode())
+            shown = "\x1b[?25h\n" if os.isatty(2) else ""  # bars of progress hide the cursor
+            os.write(2, f"{shown}{self.asked}: stopped between steps; the same command goes on\n".encode())
         os._exit(TRY_AGAIN)
 
     def _come(self, number: int, _: FrameType | None) -> None:

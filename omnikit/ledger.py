@@ -11,7 +11,7 @@ IN_A_ROW = 100
 SKIPPED = 3
 """So many steps in a row without a finite loss and gradient are no accident."""
 OFTEN = 20
-"""Nor are more than so many in each 1,000."""
+"""Nor are more than so many for each 1,000 of the stage so far."""
 FEWEST = 100
 """Samples of a source before its share of bad ones says something."""
 

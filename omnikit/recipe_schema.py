@@ -276,8 +276,8 @@ class Run(Strict):
 
     `shard` is how many ranks hold one copy of the weights between them (by default those of a machine), `compile`
     compiles every block where it stands. `on_nonfinite` says what becomes of a step whose loss or gradient is no finite
-    number: the run stops, or the step is skipped; the third in a row and more than 20 in 1,000 stop the run all the
-    same. A rank that does nothing for `hang` seconds ends the run.
+    number: the run stops, or the step is skipped; the third in a row and more than 20 for each 1,000 stop the run
+    all the same. A rank that does nothing for `hang` seconds ends the run.
 
     `tracker` shows the metrics elsewhere, too. Every `eval` steps and at the end of each stage the loss on held-out
     samples is measured; where that on text has risen by `forgetting` since the first stage's end, a line says so.

@@ -3,7 +3,8 @@
 import functools
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 
 from packaging.requirements import Requirement
 
@@ -28,18 +29,24 @@ PACKAGES = (
 def versions() -> dict[str, str]:
     """Version of each package that can change a result; "absent" where one is not installed.
 
-    Plugins are among them, and what plugins require: openai-whisper makes the spectrograms of its encoder.
+    Plugins are among them, and what they require that omnikit does not: openai-whisper makes spectrograms.
     """
     plugins = {entry.dist.name: entry.dist.requires or [] for entry in entry_points(group="omnikit") if entry.dist}
-    wanted = (Requirement(text) for requires in plugins.values() for text in requires)
-    required = {one.name for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})}
+    required = _required([text for needs in plugins.values() for text in needs])
+    more = {*plugins, *required} - {*PACKAGES, *_required(requires("omnikit") or [])}
     found = {}
-    for name in (*PACKAGES, *sorted({*plugins, *required} - set(PACKAGES))):
+    for name in (*PACKAGES, *sorted(more)):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "absent"
     return found
+
+
+def _required(texts: Iterable[str]) -> set[str]:
+    """The packages that are required here, of extras none."""
+    wanted = map(Requirement, texts)
+    return {one.name for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})}
 
 
 def environment() -> dict[str, str]:

@@ -75,7 +75,7 @@ def train(
 def _run(path: Path, sets: list[str], folder: Path) -> dict[str, Any] | None:
     """Train, and measure: the report, on the rank that made it."""
     from omnikit.distributed import joined
-    from omnikit.interrupts import TRY_AGAIN, Interrupted, leave
+    from omnikit.interrupts import TRY_AGAIN, Interrupted, Requests, leave
     from omnikit.report import report
     from omnikit.train import TrainingStopped
     from omnikit.train import train as train_recipe
@@ -99,7 +99,11 @@ def _run(path: Path, sets: list[str], folder: Path) -> dict[str, Any] | None:
                 leave()
                 display.note(f"{error}; the same command again goes on from there")
                 raise typer.Exit(TRY_AGAIN) from None
-    return report(folder, lambda text: print(text, file=sys.stderr, flush=True)) if world.is_first else None
+    if not world.is_first:
+        return None
+    with Requests() as requests:
+        requests.defer(False)
+        return report(folder, lambda text: print(text, file=sys.stderr, flush=True))
 
 
 def missing(recipe: "Recipe") -> Iterator[str]:

@@ -88,18 +88,19 @@ def test_a_disk_that_takes_no_more_stops_the_run_in_one_line_and_freed_it_goes_o
 
 def test_a_checkpoint_that_cannot_be_written_stops_the_run_long_before_the_next(ranks, toy, parts, tmp_path):
     batch = {"length": 48, "packs": 2, "micro": 1}
-    stages = {"omni": parts.stage({"text": 1}, {"rest": 3e-3}, steps=200, batch=batch)}
-    recipe = toy("seldom", stages, run={"save": 100})
-    fault = {"rank": 0, "step": 100, "code": errno.ENOSPC}
+    stages = {"omni": parts.stage({"text": 1}, {"rest": 3e-3}, steps=80, batch=batch)}
+    recipe = toy("seldom", stages, run={"save": 40})
+    faults = [("fail_sync", {"rank": 0, "step": 40, "code": errno.ENOSPC})]
+    faults += [("slow", {"rank": rank, "seconds": 0.1}) for rank in (0, 1)]
     steps = {}
     for size in (1, 2):
         folder = tmp_path / f"{size} ranks"
-        started = ranks.start("train", recipe, "--out", folder, ranks=size, faults=[("fail_sync", fault)])
+        started = ranks.start("train", recipe, "--out", folder, ranks=size, faults=faults)
         assert 0 not in started.wait()
-        one_line(started, str(folder / "omni/step-000100"), os.strerror(errno.ENOSPC))
+        one_line(started, str(folder / "omni/step-000040"), os.strerror(errno.ENOSPC))
         steps[size] = len(metrics_of(folder))
-        assert 100 <= steps[size] < 200, steps
-    print(f"injected: the write of step 100 fails; the next is of step 200: stopped after {steps}")
+        assert 40 <= steps[size] < 80, steps
+    print(f"injected: the write of step 40 fails; the next is of step 80, 4 s later: stopped after {steps}")
 
 
 def test_a_full_disk_that_takes_no_line_of_metrics_stops_the_run_in_one_line(ranks, recipe, whole, tmp_path):

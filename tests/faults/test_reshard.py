@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from harness import check_same, metrics_of
+from safetensors import safe_open
 from torch.distributed.checkpoint import load
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
@@ -96,8 +97,12 @@ def test_kept_features_recomputing_and_held_out_samples_are_on_ranks_as_on_one(
         run = RunFolder(folder)
         assert run.latest("one").state()["cached"]
         lines[size] = [(one["step"], one["loss"]) for kind in ("step", "heldout") for one in run.metrics(kind)]
-        made[size] = sorted(path.name for path in cache.glob("features-*.safetensors"))
-    assert made[1] == made[2] and len(made[1]) >= 3, "every rank made some of the same shards"
+        shards = [sorted(safe_open(path, "pt").keys()) for path in cache.glob("features-*.safetensors")]
+        made[size] = sorted(item for shard in shards for item in shard)
+        owners = [{int(item, 16) % size for item in shard} for shard in shards]
+        assert sorted(map(tuple, owners)) == sorted((rank,) for owner in owners for rank in owner), "each by one rank"
+        assert {rank for owner in owners for rank in owner} == set(range(size)), "and every rank made some"
+    assert made[1] == made[2] and len(set(made[1])) == len(made[1])
     assert [step for step, _ in lines[1]] == [1, 2, 3, 4, 2, 4] == [step for step, _ in lines[2]]
     found, expected = ([loss for _, loss in lines[size]] for size in (2, 1))
     assert found == pytest.approx(expected, rel=1e-5)

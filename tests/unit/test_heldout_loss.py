@@ -260,6 +260,34 @@ def test_a_run_that_goes_on_knows_what_was_measured_and_told():
     assert Forgetting("language", 0.1, ()).add(line("audio", 3, 9.0)) is None, "there is nothing to compare with"
 
 
+def test_the_alarm_compares_the_same_samples_in_every_stage(recipe_of, parts, world, tmp_path):
+    """A set that only later stages measure may hold text alone; and a later stage may have room for longer samples."""
+    rows = [json.loads(line) for line in (world / "text.jsonl").read_text().splitlines()[:4]]
+    long = {"id": "long", "turns": [{"role": "user", "content": "a " * 24}, {"role": "assistant", "content": "red"}]}
+    paths = {"text": tmp_path / "text.jsonl", "mixed": tmp_path / "mixed.jsonl", "alike": tmp_path / "alike.jsonl"}
+    for name, own in (("text", [*rows, long]), ("mixed", rows[2:]), ("alike", rows)):
+        paths[name].write_text("".join(json.dumps(row) + "\n" for row in own))
+
+    def line_of(stage, **sets):
+        heldout = {
+            name: {"data": {"type": "jsonl", "path": str(paths[file]), "modalities": holds}, "metric": "exact"}
+            for name, (file, holds) in sets.items()
+        }
+        stages = {
+            "first": parts.stage({"text": 1}, {"rest": 1e-2}, batch={"length": 32, "packs": 2, "micro": 2}),
+            "later": parts.stage({"image": 1}, {"rest": 1e-2}, batch={"length": 64, "packs": 2, "micro": 2}),
+        }
+        recipe = recipe_of(stages, heldout=heldout, run={"eval": 1})
+        torch.manual_seed(0)
+        return HeldOut(recipe, stage, layouter_of(recipe), ALONE, ()).measure(built(recipe, stage), 1)
+
+    alike = line_of("later", text=("alike", []))
+    found = line_of("later", text=("text", []), mixed=("mixed", ["image"]))
+    assert found["text"] == pytest.approx(alike["text"], rel=1e-5) and alike["text"] == alike["losses"]["text"]
+    assert found["losses"]["text"] != pytest.approx(found["text"], rel=1e-5), "the other set's text counts here alone"
+    assert line_of("first", text=("text", []))["labels"] == alike["labels"]
+
+
 def test_the_alarm_is_in_the_metrics(recipe_of, parts, heldout, tmp_path):
     stages = {
         "language": parts.stage({"text": 1}, {"backbone": 1e-2}),

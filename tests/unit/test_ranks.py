@@ -161,6 +161,23 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bitwise(recipe_of, parts,
     assert run.latest("one").hash() == whole.latest("one").hash()
 
 
+def test_who_is_asked_to_stop_in_the_last_step_of_a_stage_does_not_begin_the_next(recipe_of, parts, tmp_path, quiet):
+    """Nor does a rank that the signal has not reached: all know of it from the step's sums."""
+    entry = parts.stage({"text": 1}, {"rest": 1e-3}, steps=3)
+    recipe = recipe_of({"one": entry, "two": entry}, run={"save": 100})
+
+    class Asking(type(quiet)):
+        def step(self, record):
+            if record["step"] == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match=r"^stages\.one: stopped and saved after step 3 of 3$"):
+        train(recipe, tmp_path / "run", Asking())
+    assert RunFolder(tmp_path / "run").latest("two") is None
+    train(recipe, tmp_path / "run", Asking())  # the run's very last step: nothing is left to go on with
+    assert [line["step"] for line in RunFolder(tmp_path / "run").metrics()] == [1, 2, 3, 1, 2, 3]
+
+
 def test_a_second_signal_ends_the_process_at_once():
     code = (
         "import signal, time; from omnikit.interrupts import Requests\n"
