@@ -22,12 +22,10 @@ absl.logging.set_verbosity(_verbosity)
 
 WINDOW = 512
 """Samples packed at a time, at least."""
-PACKS = 96
+PACKS = 64
 """Packs made at a time, about: the last ones of a window stay half empty, so there should be many."""
-SMALL = 2**16
+SMALL = 512
 """Sources with fewer samples are shuffled here: grain tries 2**16 / n numbers for a place in n, 0.1 s where n is 2."""
-ENDLESS = 2**48
-"""Samples of a source in a stage, which no stage reaches."""
 
 
 class Mixture(NamedTuple):
@@ -66,16 +64,9 @@ def seed_of(*parts: object) -> int:
 
 def _by_shares(sizes: Mapping[str, int], shares: Mapping[str, float], seed: int) -> Callable[[int], tuple[str, int]]:
     """Shares are of samples; each source is reshuffled every epoch of its own."""
-    places = {name: _shuffled(size, seed_of(seed, name)) for name, size in sizes.items()}
-    # grain's part is to say the how manieth sample of which source comes.
-    turns = [grain.MapDataset.range(ENDLESS).map(functools.partial(_named, name)) for name in sizes]
-    mixed = turns[0] if len(turns) == 1 else grain.MapDataset.mix(turns, weights=[shares[name] for name in sizes])
-
-    def at(position: int) -> tuple[str, int]:
-        name, turn = mixed[position]
-        return name, places[name](turn)
-
-    return at
+    ranges = [_shuffled(size, seed_of(seed, name)).map(functools.partial(_named, name)) for name, size in sizes.items()]
+    mixed = ranges[0] if len(ranges) == 1 else grain.MapDataset.mix(ranges, weights=[shares[name] for name in sizes])
+    return mixed.__getitem__
 
 
 def _together(sizes: Mapping[str, int], seed: int) -> Callable[[int], tuple[str, int]]:
@@ -84,29 +75,29 @@ def _together(sizes: Mapping[str, int], seed: int) -> Callable[[int], tuple[str,
     order = _shuffled(int(ends[-1]), seed)
 
     def at(position: int) -> tuple[str, int]:
-        place = order(position)
+        place = order[position]
         owner = int(np.searchsorted(ends, place, side="right"))
         return names[owner], place - (int(ends[owner - 1]) if owner else 0)
 
     return at
 
 
-def _named(name: str, turn: int) -> tuple[str, int]:
-    return name, turn
+def _named(name: str, place: int) -> tuple[str, int]:
+    return name, place
 
 
-def _shuffled(length: int, seed: int) -> Callable[[int], int]:
-    """position -> one of the numbers below `length`, epoch after epoch, each in an order of its own."""
-    assert length > 0
+def _shuffled(length: int, seed: int) -> grain.MapDataset[int]:
+    """The numbers below `length`, epoch after epoch, each in an order of its own."""
+    source = grain.MapDataset.range(length)
     if length >= SMALL:
-        return grain.MapDataset.range(length).shuffle(seed=seed).repeat(None).__getitem__
+        return source.shuffle(seed=seed).repeat(None)
 
-    @functools.lru_cache(maxsize=2)
-    def order(epoch: int) -> np.ndarray:
-        return np.random.default_rng([seed, epoch]).permutation(length)
+    @functools.lru_cache(maxsize=16)
+    def order(epoch: int) -> list[int]:
+        return np.random.default_rng([seed, epoch]).permutation(length).tolist()
 
-    def place(position: int) -> int:
+    def place(position: int, _: int) -> int:
         epoch, within = divmod(position, length)
-        return int(order(epoch)[within])
+        return order(epoch)[within]
 
-    return place
+    return source.repeat(None).map_with_index(place)

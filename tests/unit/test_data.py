@@ -17,7 +17,7 @@ from PIL import Image
 from omnikit.builtin.sources import Jsonl
 from omnikit.component import Medium, Sample, Turn
 from omnikit.data import Position, StageData, layouter_of
-from omnikit.mixing import SMALL, WINDOW, _by_shares
+from omnikit.mixing import WINDOW, _by_shares
 
 DATA = {"text": 1, "image": 2, "video": 1, "audio": 1, "mixed": 1}
 
@@ -163,12 +163,9 @@ def test_a_single_source_and_a_single_sample_go_on_for_ever():
     assert [mixture(position) for position in (0, 1, 10**6)] == [("a", 0)] * 3
 
 
-@pytest.mark.parametrize(
-    ("size", "small"), [*((size, SMALL) for size in (1, 2, 3, 8, 512)), *((size, 512) for size in (511, 512, 513))]
-)
-def test_a_source_of_any_size_is_reshuffled_every_epoch_and_soon(monkeypatch, size, small):
-    """By grain from `small` on, which alone needs 0.1 s for each place in a shuffle of two samples."""
-    monkeypatch.setattr("omnikit.mixing.SMALL", small)
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 511, 512, 513])
+def test_a_source_of_any_size_is_reshuffled_every_epoch_and_soon(size):
+    """grain alone needs 0.1 s for each place in a shuffle of two samples."""
     epochs = min(60, 6000 // size)
     began = time.process_time()
     mixture = _by_shares({"a": size}, {"a": 1}, seed=3)
