@@ -38,7 +38,6 @@ __all__ = [
     "BenchmarkConfig",
     "Chat",
     "Component",
-    "EmptyAnswer",
     "EncoderConfig",
     "Grid",
     "Input",
@@ -125,11 +124,7 @@ class Sample(NamedTuple):
 
 
 class NothingToLearn(ValueError):
-    """A source's refusal of a record that has no answer."""
-
-
-class EmptyAnswer(NothingToLearn):
-    """A source's refusal of a record with an answer that says nothing."""
+    """A source's refusal of a record that has no answer, or one that says nothing."""
 
 
 # -------------------------------------------------------------------------------------------------------- the six kinds

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from omnikit.component import EmptyAnswer, NothingToLearn, Sample, SourceConfig
+from omnikit.component import NothingToLearn, Sample, SourceConfig
 from omnikit.linting.records import FATES, Facts, Fit, Renames, hashed
 
 KINDS: Mapping[str, tuple[str, str]] = {
@@ -16,12 +16,12 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "broken_medium": ("error", "broken media"),
     "unknown_modality": ("error", "media of unknown modalities"),
     "no_layout": ("error", "samples that cannot be laid out"),
-    "empty_answer": ("error", "empty answers"),
-    "nothing_learned": ("error", "samples without a learned token"),
+    "empty_answer": ("error", "answers that are empty or missing"),
     "contamination": ("warning", "held-out samples that are trained on"),
     "duplicate": ("warning", "samples that occur twice in a source"),
     "duplicate_id": ("warning", "ids that occur twice in a source"),
     "role_order": ("warning", "roles out of order"),
+    "nothing_learned": ("warning", "samples without a learned token"),
     "too_long": ("warning", "sources with samples longer than a pack"),
     "unused_modality": ("warning", "modalities declared and never used"),
 }
@@ -92,10 +92,7 @@ class Tally:
         told = " ".join(str(error).split())
         if not isinstance(error, ValueError):
             told = f"record {index}: cannot be read ({type(error).__name__}: {told}); mend the record or the source"
-        kind = "unparsable"
-        if isinstance(error, NothingToLearn):
-            kind = "empty_answer" if isinstance(error, EmptyAnswer) else "nothing_learned"
-        self.find(kind, told, index)
+        self.find("empty_answer" if isinstance(error, NothingToLearn) else "unparsable", told, index)
         for kept in (*self.lengths, *self.fitted, *self.costs):
             kept.append(0)
 

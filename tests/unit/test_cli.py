@@ -438,7 +438,7 @@ def test_bars_show_loss_speed_and_time_left(capsys):
         bars.note("held-out [red]: 3 samples")
     err = capsys.readouterr().err
     assert "held-out [red]: 3 samples" in err
-    figures = r"loss 1\.250  200 tokens/s  MFU 30%  wait 17%  2\.0 GB  \d+ s left"
+    figures = r"loss 1\.250  200 tokens/s  MFU 30%  wait 20%  2\.0 GB  \d+ s left"
     assert re.search(rf"1/2 warm_up .*3/4 {figures}", " ".join(err.split("\n")))
 
 

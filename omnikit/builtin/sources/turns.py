@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from omnikit.builtin.sources.media import medium_of
-from omnikit.component import EmptyAnswer, Medium, NothingToLearn, Turn
+from omnikit.component import Medium, NothingToLearn, Turn
 
 __all__ = ["ROLES", "Content", "as_text", "checked", "own_turns"]
 
@@ -31,7 +31,7 @@ def checked(turns: tuple[Turn, ...], where: str) -> tuple[Turn, ...]:
         raise NothingToLearn(f"{where}: has no assistant turn; there is nothing to learn or to answer")
     for number, turn in enumerate(turns, 1):
         if turn.role == "assistant" and not any(name == "text" and str(value).strip() for name, value in turn.content):
-            raise EmptyAnswer(
+            raise NothingToLearn(
                 f"{where}: turn {number}: the assistant's answer is empty; remove the record or write the answer"
             )
     return turns
