@@ -292,7 +292,7 @@ class RunFolder:
 
     def _append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         # A disk that is gone leaves an empty folder in its place, into which one could write all the same.
-        if self._begun and not (self.path / "recipe.yaml").is_file():
+        if self._begun and not self.holds_run:
             raise ValueError(
                 f"{self.path}: is no longer there, or empty; bring it back, then give the same command again"
             )

@@ -29,14 +29,13 @@ def leave() -> None:
 
 
 class Requests:
-    """While entered, the first of these signals is remembered in `asked`, and a second one ends the process at once.
-
-    Of the same kind and within `SAME` seconds it is no second one. Unless it `defers`, the first one ends the process.
+    """While entered, one of these signals ends the process at once, with `TRY_AGAIN`. While it is told to `defer`, the
+    first is remembered in `asked` instead; of the same kind and within `SAME` seconds another is no second one.
     """
 
     def __init__(self, speaks: bool = True) -> None:
         """`speaks`: it says why it ends the process between steps; one of several ranks is enough."""
-        self._speaks, self._defers = speaks, True
+        self._speaks, self._defers = speaks, False
         self.asked = ""
         """The name of the signal that came; empty as long as none has."""
         self._since = 0.0

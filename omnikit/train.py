@@ -96,7 +96,6 @@ def train(recipe: Recipe, folder: Path, display: Display, world: World | None = 
 
     with ExitStack() as held:
         requests = held.enter_context(Requests(world.is_first))
-        requests.defer(False)
         world.agree(prepare)
         layouter = layouter_of(recipe)
         for name in recipe.stages:

@@ -101,8 +101,7 @@ def _run(path: Path, sets: list[str], folder: Path) -> dict[str, Any] | None:
                 raise typer.Exit(TRY_AGAIN) from None
     if not world.is_first:
         return None
-    with Requests() as requests:
-        requests.defer(False)
+    with Requests():
         return report(folder, lambda text: print(text, file=sys.stderr, flush=True))
 
 

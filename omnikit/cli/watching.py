@@ -89,8 +89,7 @@ class Lines:
         that is left of the stage. Speeds are of the last steps.
         """
         # A step's whole time, from the end of the one before; what was waited for is the slowest rank's, part of it.
-        rates = [(one["tokens_per_second"], one) for one in self.recent]
-        times = [one["tokens"] / rate if rate else one["seconds"] for rate, one in rates]
+        times = [one["tokens"] / rate if (rate := one["tokens_per_second"]) else one["seconds"] for one in self.recent]
         seconds, waited = max(sum(times), 1e-9), sum(one["wait"] for one in self.recent)
         speed = sum(one["tokens"] for one in self.recent) / seconds
         mfu = sum(one["mfu"] * time for one, time in zip(self.recent, times, strict=True)) / seconds

@@ -78,6 +78,15 @@ def test_frozen_layers_in_16_bits_change_no_bit_on_several_ranks(ranks, toy, par
     print(f"injected: frozen layers in float32 beside those in 16 bits, {size} ranks, run.shard {held}")
 
 
+def test_a_rank_whose_data_differ_ends_the_run_before_it_trains(ranks, odd, tmp_path):
+    started = ranks.start("train", odd, "--out", tmp_path / "run", faults=[("other_index", {"rank": 1})])
+    codes = started.wait()
+    print(f"injected: another index of data.image on rank 1: {codes}\n{started.told()}")
+    assert codes == [2, 2] and "Traceback" not in started.told()
+    assert started.told().count("data.image: has other lengths on rank 1 than on rank 0;") == 1
+    assert not list(RunFolder(tmp_path / "run").metrics())
+
+
 def test_kept_features_recomputing_and_held_out_samples_are_on_ranks_as_on_one(ranks, toy, parts, world, tmp_path):
     heldout = {
         name: {"data": {"type": "jsonl", "path": str(world / f"{name}.jsonl"), "modalities": holds}, "metric": "exact"}
