@@ -131,8 +131,11 @@ def _blocks(length: int, is_causal: bool) -> list[tuple[int, int, int]]:
 
 
 def in_parts(rows: Tensor, most: int) -> Iterator[slice]:
-    """Rows of about `most` numbers, which a CPU takes through several passes while they are in its cache; else all."""
-    if rows.device.type != "cpu":
+    """Rows of about `most` numbers, which a CPU takes through several passes while they are in its cache; else all.
+
+    A compiler makes one pass of them itself.
+    """
+    if rows.device.type != "cpu" or torch.compiler.is_compiling():
         yield slice(None)
         return
     step = max(most // max(rows[:1].numel(), 1), 1)
@@ -140,6 +143,7 @@ def in_parts(rows: Tensor, most: int) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
+@torch.compiler.disable  # its backward pass has shapes of its own
 def _for_layers(
     module: nn.Module,
     query: Float[Tensor, "N A S D"],

@@ -262,12 +262,6 @@ def recompute(units: Iterable[nn.Module]) -> None:
         checkpoint(unit)
 
 
-def compile_in_place(units: Iterable[nn.Module]) -> None:
-    """Compile every block where it stands: no name changes, and equal blocks are compiled once."""
-    for unit in units:
-        unit.compile()
-
-
 def trained(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that a rule gave a rate, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from omnikit.balancing import costing
 from omnikit.checkpoint import Checkpoint, RunFolder, flat_tensors
+from omnikit.compiling import compile_in_place
 from omnikit.data import Position, StageData
 from omnikit.distributed import World, shard, spread
 from omnikit.filling import Display as Filling
@@ -25,7 +26,6 @@ from omnikit.sample import Layouter
 from omnikit.stages import (
     apply_rules,
     build,
-    compile_in_place,
     components,
     initialise,
     optimizer_of,

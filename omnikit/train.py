@@ -18,6 +18,7 @@ from omnikit.account import Account, Outcome
 from omnikit.balancing import uneven_places
 from omnikit.checking import check_data, check_recipe
 from omnikit.checkpoint import BAD, RunFolder
+from omnikit.compiling import check_compiler
 from omnikit.data import Step, layouter_of
 from omnikit.distributed import World, alone, local, sum_replicas
 from omnikit.heldout_loss import HeldOut
@@ -81,6 +82,7 @@ def train(recipe: Recipe, folder: Path, display: Display, world: World | None = 
         layouter = layouter_of(recipe)
         check_recipe(recipe)
         check_tracker(recipe)
+        check_compiler(recipe, world.device)
         is_new = not run.holds_run
         data = run.check(recipe)
         with warnings.catch_warnings(action="ignore"):  # what is damaged is told as its stage begins

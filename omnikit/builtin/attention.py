@@ -4,6 +4,7 @@ Letters: B rows of T positions, N documents, S places for each document of a buc
 keys and values, D head width, L and M rows of any places, V places without a row.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -32,8 +33,12 @@ class Move(NamedTuple):
     """Places to which no row goes, and which hold zeros."""
 
 
-class Buckets(NamedTuple):
-    """Where the documents of flattened rows lie, in buckets of similar length, so that no T x T mask is needed."""
+@dataclass
+class Buckets:
+    """Where the documents of flattened rows lie, in buckets of similar length, so that no T x T mask is needed.
+
+    No tuple: torch's compiler would look into it, and compile a block anew for each pack.
+    """
 
     shapes: tuple[tuple[int, int], ...]
     """(N, S) of each. Documents lie at the left of their places; S is the longest's length, rounded up."""
@@ -44,8 +49,12 @@ class Buckets(NamedTuple):
     """Positions of the longest document."""
 
 
-class Runs(NamedTuple):
-    """Where the documents of flattened rows begin and end; a stretch of padding is one too, which nothing reads."""
+@dataclass
+class Runs:
+    """Where the documents of flattened rows begin and end; a stretch of padding is one too, which nothing reads.
+
+    No tuple either.
+    """
 
     bounds: Int[Tensor, " N+1"]
     """Flat positions at which each begins, and the end of the last (int32)."""

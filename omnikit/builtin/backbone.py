@@ -33,6 +33,7 @@ BENDS_LOGITS = ("final_logit_softcapping", "lm_head_multiplier", "logit_scale", 
 """Options by which transformers' models change logits after the head, where the loss here would not see it."""
 
 
+@torch.compiler.disable  # documents lie elsewhere in each pack, and a graph would be of one
 def _attend(
     module: nn.Module,
     query: Float[Tensor, "B A T D"],
