@@ -3,7 +3,9 @@
 Everything is a pure function of (seed, stage, position): nothing is remembered, so any position can be asked for.
 """
 
+import bisect
 import functools
+import itertools
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -64,40 +66,44 @@ def seed_of(*parts: object) -> int:
 
 def _by_shares(sizes: Mapping[str, int], shares: Mapping[str, float], seed: int) -> Callable[[int], tuple[str, int]]:
     """Shares are of samples; each source is reshuffled every epoch of its own."""
-    ranges = [_shuffled(size, seed_of(seed, name)).map(functools.partial(_named, name)) for name, size in sizes.items()]
-    mixed = ranges[0] if len(ranges) == 1 else grain.MapDataset.mix(ranges, weights=[shares[name] for name in sizes])
-    return mixed.__getitem__
+    ends = itertools.accumulate(sizes.values())
+    numbers = [_shuffled(end - sizes[name], end, seed_of(seed, name)) for name, end in zip(sizes, ends, strict=True)]
+    mixed = numbers[0] if len(numbers) == 1 else grain.MapDataset.mix(numbers, weights=[shares[name] for name in sizes])
+    return _places(sizes, mixed)
 
 
 def _together(sizes: Mapping[str, int], seed: int) -> Callable[[int], tuple[str, int]]:
     """Every epoch is all samples of all sources, shuffled together."""
-    names, ends = list(sizes), np.cumsum(list(sizes.values()))
-    order = _shuffled(int(ends[-1]), seed)
+    return _places(sizes, _shuffled(0, sum(sizes.values()), seed))
+
+
+def _places(sizes: Mapping[str, int], order: grain.MapDataset[int]) -> Callable[[int], tuple[str, int]]:
+    """position -> (source, place in it), of an order of the numbers of all sources' samples, end to end."""
+    names, ends = list(sizes), list(itertools.accumulate(sizes.values()))
 
     def at(position: int) -> tuple[str, int]:
-        place = order[position]
-        owner = int(np.searchsorted(ends, place, side="right"))
-        return names[owner], place - (int(ends[owner - 1]) if owner else 0)
+        number = order[position]
+        owner = bisect.bisect_right(ends, number)
+        return names[owner], number - (ends[owner - 1] if owner else 0)
 
     return at
 
 
-def _named(name: str, place: int) -> tuple[str, int]:
-    return name, place
+def _shuffled(begin: int, end: int, seed: int) -> grain.MapDataset[int]:
+    """The numbers from `begin` to below `end`, epoch after epoch, each in an order of its own.
 
-
-def _shuffled(length: int, seed: int) -> grain.MapDataset[int]:
-    """The numbers below `length`, epoch after epoch, each in an order of its own."""
-    source = grain.MapDataset.range(length)
+    Without `repeat`, a layer that takes time: grain shuffles anew for whatever epoch is asked for.
+    """
+    length = end - begin
     if length >= SMALL:
-        return source.shuffle(seed=seed).repeat(None)
+        return grain.MapDataset.range(begin, end).shuffle(seed=seed)
 
     @functools.lru_cache(maxsize=16)
     def order(epoch: int) -> list[int]:
-        return np.random.default_rng([seed, epoch]).permutation(length).tolist()
+        return (begin + np.random.default_rng([seed, epoch]).permutation(length)).tolist()
 
-    def place(position: int, _: int) -> int:
+    def number(position: int, _: int) -> int:
         epoch, within = divmod(position, length)
         return order(epoch)[within]
 
-    return source.repeat(None).map_with_index(place)
+    return grain.MapDataset.range(begin, end).map_with_index(number)
