@@ -1,5 +1,6 @@
 """Bad samples: counted and listed, and too many of them stop the run."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -140,27 +141,48 @@ def test_too_many_stop_a_run_that_has_begun_and_resuming_stops_at_the_same_step(
     assert all(int(line["id"][1:]) % 2 for line in lines)
 
 
-def test_resuming_among_bad_samples_is_exact(broken, tmp_path, quiet, tensors_of):
-    recipe = broken("image", lambda number: number % 10 == 7)
-    whole = train(recipe, tmp_path / "whole", quiet)
+@pytest.mark.parametrize("modality", ENDS)
+def test_resuming_among_bad_samples_is_exact(broken, tmp_path, quiet, tensors_of, modality):
+    """Media that break unseen, after they were indexed, are bad when they are read."""
+    recipe = broken(modality, lambda number: False)
+    paths = [tmp_path / f"{number}.{ENDS[modality]}" for number in range(7, 40, 10)]
+    whole_files = {path: path.read_bytes() for path in paths}
+
+    def write(contents):
+        for path, content in contents.items():
+            before = path.stat()
+            path.write_bytes(content)
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     class Killed(Exception):
         pass
 
-    class Dying(type(quiet)):
+    class Breaking(type(quiet)):
+        def __init__(self, last):
+            super().__init__()
+            self.last = last
+
+        def stage(self, name, done, steps):
+            write({path: bytes(len(content)) for path, content in whole_files.items()})
+
         def step(self, record):
             super().step(record)
-            if record["step"] == 9:
+            if record["step"] == self.last:
                 raise Killed
 
-    with pytest.raises(Killed):
-        train(recipe, tmp_path / "cut", Dying())
-    cut = train(recipe, tmp_path / "cut", quiet)
-    first, second = (tensors_of(run.latest("one").folder) for run in (whole, cut))
+    for folder, last in (("whole", 17), ("cut", 9)):
+        write(whole_files)
+        with contextlib.suppress(Killed):
+            train(recipe, tmp_path / folder, Breaking(last))
+    train(recipe, tmp_path / "cut", quiet)
+    assert quiet.stages == [("one", 8, 16)], "it was cut"
+    first, second = (tensors_of(tmp_path / folder / "one" / "step-000016") for folder in ("whole", "cut"))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-    assert listed(tmp_path / "whole") == listed(tmp_path / "cut")
-    assert any(a["step"] > 9 for a in listed(tmp_path / "cut"))
-    assert not any(a == b for a, b in itertools.pairwise(listed(tmp_path / "cut")))
+    lines = listed(tmp_path / "whole")
+    assert lines == listed(tmp_path / "cut")
+    assert {line["id"] for line in lines} == {f"s{path.stem}" for path in paths}
+    assert any(line["step"] <= 9 for line in lines) and any(line["step"] > 9 for line in lines)
+    assert not any(a == b for a, b in itertools.pairwise(lines))
 
 
 def test_going_on_after_the_media_were_touched_indexes_nothing_again(broken, tmp_path, quiet):
