@@ -72,6 +72,18 @@ def test_a_second_signal_ends_a_rank_at_once(ranks, recipe, tmp_path):
     assert lines_of(folder) == 3
 
 
+def test_while_the_report_is_made_it_leaves_at_once_and_the_same_command_makes_it(ranks, recipe, tmp_path):
+    folder = tmp_path / "run"
+    fault = ("asked_in_report", {"number": int(signal.SIGTERM)})
+    started = ranks.start("train", recipe, "--out", folder, ranks=1, faults=[fault])
+    assert started.wait() == [TRY_AGAIN]
+    print("injected: SIGTERM as the report is made:", started.err(0).strip().splitlines()[-1])
+    assert "SIGTERM: stopped between steps" in started.err(0) and "Traceback" not in started.told()
+    assert RunFolder(folder).latest("omni").step == 16 and not (folder / "report.html").exists()
+    ranks.run("train", recipe, "--out", folder, ranks=1)
+    assert (folder / "report.html").exists() and lines_of(folder) == 16
+
+
 WAYS = [("SIGTERM", "launcher"), ("SIGUSR1", "a rank"), ("SIGTERM", "all"), ("SIGUSR1", "all")]
 MORE_WAYS = [("SIGUSR1", "launcher"), ("SIGTERM", "a rank")]
 

@@ -1,4 +1,4 @@
-"""Two processes as `srun` starts them meet without a launcher: SLURM's variables, and a `scontrol` that knows the node."""
+"""Two processes as `srun` starts them meet without a launcher: by SLURM's variables, and a `scontrol` of the test's."""
 
 import os
 import socket
