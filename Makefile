@@ -26,7 +26,7 @@ lint: install  ## style, types, and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-parity: weights  ## the components against transformers, open_clip and openai-whisper, and against real weights
+parity: weights  ## the components against transformers, open_clip and openai-whisper, against real weights, and compiled
 	$(BIN)/python -m pytest -rP tests/parity
 
 laws: install  ## the slower proofs: each sample once an epoch, exact resuming, kill -9 at any time, recipes and their rules

@@ -181,13 +181,14 @@ def plans(registry: Registry, folder: Path, sample: Path, quick: bool) -> Iterat
 def memories(registry: Registry, folder: Path, sample: Path, quick: bool) -> Iterator[Line]:
     """A pass over a plan whose batches are read: text, and small pictures."""
     fresh_cache(folder, "memory")
-    samples, pictures = 50_000 if quick else 100_000, 64
+    samples, pictures = 50_000 if quick else 1_000_000, 64
+    shares = {"text": 0.9, "pictures": 0.1}
     chance = np.random.default_rng(0)
     for number in range(pictures):
         Image.fromarray(chance.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
     for kind in ("text", "pictures"):
         with (folder / f"{kind}.jsonl").open("w", encoding="utf-8") as file:
-            for number in range(samples // 2):
+            for number in range(round(samples * shares[kind])):
                 question = [{"text": f"what is {number} ?"}]
                 if kind == "pictures":
                     question.append({"image": f"{number % pictures}.png"})
@@ -198,7 +199,7 @@ def memories(registry: Registry, folder: Path, sample: Path, quick: bool) -> Ite
         sample,
         f"data.text.path={folder / 'text.jsonl'}",
         f"data.image_figures.path={folder / 'pictures.jsonl'}",
-        "stages.image_full.data={text: 1, image_figures: 1}",
+        "stages.image_full.data={text: 9, image_figures: 1}",
         "stages.image_full.batch={length: 512, packs: 16, micro: 4}",
     )
     data = StageData(recipe, "image_full", layouter_of(recipe))

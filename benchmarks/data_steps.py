@@ -31,6 +31,8 @@ class Timing:
 
     def note(self, text: str) -> None: ...
 
+    def heldout(self, *_: object) -> None: ...
+
     def step(self, record: Mapping[str, Any]) -> None:
         self.seconds.setdefault(record["stage"], []).append(record["seconds"])
 

@@ -5,7 +5,7 @@
 SigLIP-base at 256 pixels, 2 x 2 features as one token, and SmolLM2-135M, all of random weights, on the CPU in bfloat16
 (autocast over float32 weights, for everyone). 8 questions about a picture a step, texts of log-normal length, 30 % of
 the tokens learned. The peers have the same sizes, pictures, texts and token ids, and pad 8 samples to the longest;
-omnikit packs them into 1536 positions, as recipes are unless they say more, and with blocks compiled. No one recomputes
+omnikit packs them into 1536 positions: once as recipes are by default, once with `run.compile`. No one recomputes
 activations or saves while it is measured.
 
 `full` trains everything; in `align` the projector alone trains, omnikit with features from its cache. `text` is the

@@ -147,7 +147,7 @@ class HeldOut:
                 except BadSample as error:
                     row.append(Layout.padding(layout.id, len(layout.ids), str(error)))
             rows.append(tuple(row))
-        # Batches of the shape that training has: nothing is compiled anew.
+        # Batches of the shape that training has: compiled blocks need one graph more, without gradients, and no others.
         return part.which, collate(rows + [()] * (self.micro - len(rows)), items, self.length)
 
 

@@ -18,7 +18,7 @@ from omnikit.account import Account, Outcome
 from omnikit.balancing import uneven_places
 from omnikit.checking import check_data, check_recipe
 from omnikit.checkpoint import BAD, RunFolder
-from omnikit.compiling import check_compiler
+from omnikit.compiling import check_compilers, compiler_fault
 from omnikit.data import Step, layouter_of
 from omnikit.distributed import World, alone, local, sum_replicas
 from omnikit.heldout_loss import HeldOut
@@ -77,12 +77,13 @@ def train(recipe: Recipe, folder: Path, display: Display, world: World | None = 
     """
     world = (world or alone()).copies(recipe.run.shard)
     run = RunFolder(folder)
+    compilers = world.union({world.rank: compiler_fault(recipe, world.device)})
 
     def prepare() -> None:
         layouter = layouter_of(recipe)
         check_recipe(recipe)
         check_tracker(recipe)
-        check_compiler(recipe, world.device)
+        check_compilers(compilers)
         is_new = not run.holds_run
         data = run.check(recipe)
         with warnings.catch_warnings(action="ignore"):  # what is damaged is told as its stage begins

@@ -33,7 +33,7 @@ class Move(NamedTuple):
     """Places to which no row goes, and which hold zeros."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Buckets:
     """Where the documents of flattened rows lie, in buckets of similar length, so that no T x T mask is needed.
 
@@ -49,11 +49,11 @@ class Buckets:
     """Positions of the longest document."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Runs:
     """Where the documents of flattened rows begin and end; a stretch of padding is one too, which nothing reads.
 
-    No tuple either.
+    No tuple, as `Buckets` is none.
     """
 
     bounds: Int[Tensor, " N+1"]

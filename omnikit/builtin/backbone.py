@@ -33,7 +33,6 @@ BENDS_LOGITS = ("final_logit_softcapping", "lm_head_multiplier", "logit_scale", 
 """Options by which transformers' models change logits after the head, where the loss here would not see it."""
 
 
-@torch.compiler.disable  # documents lie elsewhere in each pack, and a graph would be of one
 def _attend(
     module: nn.Module,
     query: Float[Tensor, "B A T D"],
@@ -51,13 +50,26 @@ def _attend(
             f"backbone.config: {type(module).__name__} is not told where documents begin and end; take a model such as "
             "llama, mistral, phi3, qwen2, qwen3 or olmo2, whose layers hand on what they are told"
         )
-    if docs == "cached":
+    if isinstance(docs, str):
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return output, None
-    _check_full(docs, {"attention_mask": attention_mask, **kwargs})
-    return attend(query, key, value, docs, scaling, dropout), None
+    return _packed(query, key, value, docs, {"attention_mask": attention_mask, **kwargs}, scaling, dropout), None
+
+
+@torch.compiler.disable  # documents lie elsewhere in each pack, and a graph would be of one
+def _packed(
+    query: Float[Tensor, "B A T D"],
+    key: Float[Tensor, "B K T D"],
+    value: Float[Tensor, "B K T D"],
+    docs: Buckets | Runs,
+    asked: dict[str, Any],
+    scaling: float | None,
+    dropout: float,
+) -> Float[Tensor, "B T A D"]:
+    _check_full(docs, asked)
+    return attend(query, key, value, docs, scaling, dropout)
 
 
 def _check_full(docs: Buckets | Runs, asked: dict[str, Any]) -> None:

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from omnikit.compiling import check_compiler
+from omnikit.compiling import check_compilers, compiler_fault
 from omnikit.train import train
 
 
 @pytest.fixture(autouse=True)
 def forgetful():
     """Nothing was compiled before, here or by another test; afterwards all is forgotten again."""
-    with torch._inductor.config.patch(force_disable_caches=True), torch.compiler.config.patch(recompile_limit=8):
+    with torch._inductor.config.patch(force_disable_caches=True):
         torch._dynamo.reset()
         counters.clear()
         yield
@@ -39,10 +39,11 @@ class Counting:
         self.graphs.append(counters["stats"]["unique_graphs"])
 
 
-def test_the_graphs_of_the_first_pack_do_for_all(recipe_of, parts, quiet, tmp_path, monkeypatch):
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_the_graphs_of_the_first_pack_do_for_all(recipe_of, parts, quiet, tmp_path, monkeypatch, recomputes):
     # How often blocks are traced does not depend on who compiles them; this one takes no time.
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
-    monkeypatch.setattr("omnikit.train.check_compiler", lambda *_: None)
+    monkeypatch.setattr("omnikit.train.compiler_fault", lambda *_: "")
     with (tmp_path / "text.jsonl").open("w") as file:
         for number in range(64):
             turns = [{"role": "user", "content": "a" * (number % 9) ** 2}, {"role": "assistant", "content": "b"}]
@@ -51,7 +52,7 @@ def test_the_graphs_of_the_first_pack_do_for_all(recipe_of, parts, quiet, tmp_pa
     stages = {"only": parts.stage({"text": 1}, {"rest": 3e-3}, steps=4, batch={"length": 96, "packs": 2, "micro": 1})}
     plain, compiled = Counting(quiet), Counting(quiet)
     train(recipe_of(stages, data=data), tmp_path / "plain", plain)
-    train(recipe_of(stages, data=data, run={"compile": True}), tmp_path / "compiled", compiled)
+    train(recipe_of(stages, data=data, run={"compile": True, "recompute": recomputes}), tmp_path / "compiled", compiled)
     assert not any(plain.graphs), "nothing is compiled that should not be"
     assert compiled.graphs[0] > 0
     assert compiled.graphs[0] == compiled.graphs[-1], "documents lie elsewhere in each pack, which is no new graph"
@@ -62,9 +63,9 @@ def test_a_machine_without_a_compiler_is_told_before_the_first_step(recipe_of, p
     stages = {"only": parts.stage({"text": 1}, {"rest": 3e-3})}
     folder = tmp_path / "run"
     with torch._inductor.config.patch({"cpp.cxx": (None, str(tmp_path / "no-such-compiler"))}):
-        with pytest.raises(
-            ValueError, match=r"run\.compile: nothing can be compiled on this machine .*no-such-compiler"
-        ):
+        with pytest.raises(ValueError, match=r"run\.compile: nothing .* the machine of rank 0 .*no-such-compiler"):
             train(recipe_of(stages, run={"compile": True}), folder, quiet)
         assert not folder.exists(), "nothing is written"
-        check_compiler(recipe_of(stages), torch.device("cpu"))  # who does not ask for it needs none
+        assert compiler_fault(recipe_of(stages), torch.device("cpu")) == "", "who does not ask for it needs none"
+    with pytest.raises(ValueError, match="rank 3"):
+        check_compilers({0: "", 3: "no compiler"})

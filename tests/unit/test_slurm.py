@@ -14,6 +14,8 @@ with joined() as world:
     met = world.union({world.rank: (world.size, os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])})
     print(sorted(met.items()))
 """
+LAUNCHED = ("MASTER_", "SLURM_", "RANK", "WORLD_", "LOCAL_", "TORCHELASTIC_")
+"""What names of variables begin with that say how a process was launched."""
 
 
 def free_port():
@@ -31,7 +33,7 @@ def test_the_tasks_of_a_step_meet_at_its_first_node(tmp_path, said):
     scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && printf "127.0.0.1\\nnode2\\n"\n')
     scontrol.chmod(0o755)
     port = free_port()
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("MASTER_", "SLURM_"))}
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHED)}
     environ |= {
         "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
         "SLURM_STEP_NUM_TASKS": "2",
@@ -51,6 +53,10 @@ def test_the_tasks_of_a_step_meet_at_its_first_node(tmp_path, said):
         )
         for rank in range(2)
     ]
-    told = [rank.communicate(timeout=120) for rank in ranks]
+    try:
+        told = [rank.communicate(timeout=120) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
     here = (2, "127.0.0.1", str(port))
     assert [out.strip() for out, _ in told] == [str([(0, here), (1, here)])] * 2, told
