@@ -77,7 +77,6 @@ def train(recipe: Recipe, folder: Path, display: Display, world: World | None = 
     """
     world = (world or alone()).copies(recipe.run.shard)
     run = RunFolder(folder)
-    compilers = world.union({world.rank: compiler_fault(recipe, world.device)})
 
     def prepare() -> None:
         layouter = layouter_of(recipe)
@@ -99,6 +98,7 @@ def train(recipe: Recipe, folder: Path, display: Display, world: World | None = 
 
     with ExitStack() as held:
         requests = held.enter_context(Requests(world.is_first))
+        compilers = world.union({world.rank: compiler_fault(recipe, world.device)})
         world.agree(prepare)
         layouter = layouter_of(recipe)
         for name in recipe.stages:
